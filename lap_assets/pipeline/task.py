@@ -1,0 +1,77 @@
+"""The small things that travel between the planner, the workers and the store: `Task`, `Output`, `UnitReport`.
+
+A stage module of `pipeline/` has two functions:
+
+* `plan(survey, repo, settings, collection, partition) -> list[Task]` runs in the parent: which units there are, the
+  inputs of each pinned by content hash, and the few facts from the survey a unit needs (`params`).
+* `make(task, repo) -> Output` runs in a worker: reads the pinned inputs, calls pure functions, returns the members.
+
+Everything else (skipping what is done, leases, failures, publishing, logs) is `pipeline/engine.py`, once for all.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from lap_assets.model.ids import DataId, Pin
+from lap_assets.settings import Settings
+
+# states of a unit (architecture, section 6)
+DONE, FAILED, BLOCKED, NO_WORK, UNPROCESSABLE, DROPPED = "done", "failed", "blocked", "no_work", "unprocessable", "dropped"
+RESULTS = frozenset({DONE, NO_WORK, UNPROCESSABLE, DROPPED})  # a manifest exists; graph and decisions go on
+
+
+@dataclass(frozen=True)
+class Task:
+    """One unit of work, small enough to be sent to a worker.
+
+    Attributes
+    ----------
+    data_id : DataId
+        The unit to make.
+    inputs : tuple of Pin
+        Units it is made from, pinned by content hash, sorted.
+    settings : Settings
+    params : mapping
+        JSON-able facts from the survey (band, night, paths of raw files, …); part of the recipe.
+    """
+
+    data_id: DataId
+    inputs: tuple[Pin, ...]
+    settings: Settings
+    params: Mapping[str, Any] = field(default_factory=dict)
+
+    def pins(self, product: str) -> tuple[Pin, ...]:
+        """The pinned inputs of one product."""
+        return tuple(pin for pin in self.inputs if pin.data_id.product == product)
+
+
+@dataclass
+class Output:
+    """What `make` returns.
+
+    Attributes
+    ----------
+    members : dict of file name to content
+        `MaskedImage` or dict of planes (FITS), `pandas.DataFrame` (Parquet; units in `df.attrs["units"]`),
+        dict (JSON), bytes (pictures).
+    metrics : dict of str to number or str
+        Numbers with units in their names, for the manifest and the UI.
+    """
+
+    members: dict[str, Any]
+    metrics: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class UnitReport:
+    """What became of one unit."""
+
+    data_id: DataId
+    state: str
+    content: str = ""
+    skipped: bool = False
+    reason: str = ""
+    seconds: float = 0.0
+    bytes: int = 0
+    metrics: Mapping[str, Any] = field(default_factory=dict)
