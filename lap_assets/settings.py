@@ -4,7 +4,19 @@ One class per stage; its values are hashed into the recipe of the products of th
 re-makes what depends on it and nothing else. Nothing happens at import. Field names carry their units.
 """
 
-from pydantic import BaseModel, ConfigDict
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from lap_assets.errors import BadInput
+
+SETTINGS_FILE = "lap.yaml"
+REPOSITORY_VARIABLE = "LAP_REPO"
+LEDGER_VARIABLE = "LAP_LEDGER_URL"
 
 
 class Section(BaseModel):
@@ -20,7 +32,127 @@ class ComputeSettings(Section):
     workers: int = 0  # 0: as many as there are cores
 
 
+class CalibrationSettings(Section):
+    """Master biases and flats."""
+
+    min_frames: int = 3
+    clip_sigma: float = 5.0
+    overscan_smooth_rows: int = 15
+    hot_pixel_sigma: float = 12.0
+    dead_pixel_tolerance: float = 0.2  # relative to the response around
+    dead_pixel_sigma: float = 10.0
+
+
+class ChipSettings(Section):
+    """From raw frame to calibrated chip."""
+
+    skip_steps: tuple[str, ...] = ()  # steps of the camera to leave out
+    overscan_smooth_rows: int = 15
+    saturation_trail_ratio: float = 1.5
+    saturation_grow_px: int = 1
+    cosmic_ray_sigma: float = 4.5
+    cosmic_ray_fraction: float = 0.2  # of cosmic_ray_sigma, for pixels beside a hit
+    cosmic_ray_contrast: float = 3.0
+    cosmic_ray_iterations: int = 4
+    min_good_fraction: float = 0.05  # of the pixels, else the chip is unprocessable
+
+
+class SolutionSettings(Section):
+    """Background, sources, PSF, astrometry and zero point of an exposure."""
+
+    background_mesh_px: int = 128
+    detection_sigma: float = 2.5
+    detection_min_px: int = 5
+    aperture_fwhm: float = 1.5  # radius of the star aperture in FWHM
+    total_aperture_fwhm: float = 4.0  # radius to which it is corrected
+    psf_stamp_px: int = 25
+    psf_degree: int = 2
+    psf_max_stars: int = 120
+    pointing_radius_arcsec: float = 40.0
+    match_radius_arcsec: float = 1.0
+    distortion_order: int = 3
+    reference_mag_min: float = 14.0
+    zero_point_min_stars: int = 3
+
+
+class JointSolutionSettings(Section):
+    """Relative zero points of the exposures of a run."""
+
+    match_radius_arcsec: float = 0.7
+    min_snr: float = 30.0
+    min_stars: int = 5
+    clip_sigma: float = 4.0
+
+
 class Settings(Section):
     """All settings of one repository."""
 
     compute: ComputeSettings = ComputeSettings()
+    calibrations: CalibrationSettings = CalibrationSettings()
+    chips: ChipSettings = ChipSettings()
+    solutions: SolutionSettings = SolutionSettings()
+    joint_solutions: JointSolutionSettings = JointSolutionSettings()
+
+    ledger_url: str = ""  # empty: SQLite in the repository folder
+    collections: tuple[str, ...] = ("main",)  # open collections, shown in the UI
+
+
+def find_repository(given: Path | str | None = None) -> Path:
+    """The repository folder: as given, else `LAP_REPO`, else the nearest folder upwards that holds `lap.yaml`.
+
+    Raises
+    ------
+    BadInput
+        If there is none.
+    """
+    chosen = given or os.environ.get(REPOSITORY_VARIABLE)
+    if chosen:
+        root = Path(chosen).expanduser().resolve()
+        if not (root / SETTINGS_FILE).is_file():
+            raise BadInput(f"{root} is no repository (no {SETTINGS_FILE} in it); make one with: lap init {root}")
+        return root
+    here = Path.cwd()
+    for root in (here, *here.parents):
+        if (root / SETTINGS_FILE).is_file():
+            return root
+    raise BadInput(f"no repository here: no {SETTINGS_FILE} in {here} or above; go to one, use --repo DIR, or make one with: lap init DIR")
+
+
+def load_settings(root: Path, overrides: Mapping[str, Any] | None = None) -> Settings:
+    """Read `lap.yaml` of a repository, with `section.key` overrides on top.
+
+    Raises
+    ------
+    BadInput
+        One line that names the file, the key and what is wrong with it.
+    """
+    path = root / SETTINGS_FILE
+    try:
+        values = yaml.safe_load(path.read_text()) or {}
+    except OSError as error:
+        raise BadInput(f"cannot read {path}: {error.strerror}") from error
+    except yaml.YAMLError as error:
+        raise BadInput(f"{path} is not plain YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(values, dict):
+        raise BadInput(f"{path} must hold sections of settings, not a {type(values).__name__}")
+    if url := os.environ.get(LEDGER_VARIABLE):
+        values["ledger_url"] = url
+    for key, value in (overrides or {}).items():
+        section, _, name = key.rpartition(".")
+        target = values.setdefault(section, {}) if section else values
+        if not isinstance(target, dict):
+            raise BadInput(f"{path}: {section!r} must be a section")
+        target[name] = value
+    return parse_settings(values, str(path))
+
+
+def parse_settings(values: Mapping[str, Any], where: str) -> Settings:
+    """Validate settings; raises `BadInput` with one line naming the first wrong key and `where` it stands."""
+    try:
+        return Settings.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        if first["type"] == "extra_forbidden":
+            raise BadInput(f"{where}: unknown setting {key!r}; `lap show settings` lists them all") from error
+        raise BadInput(f"{where}: setting {key!r}: {first['msg']} (got {first['input']!r})") from error

@@ -16,10 +16,6 @@ from typing import Any
 from lap_assets.model.ids import DataId, Pin
 from lap_assets.settings import Settings
 
-# states of a unit (architecture, section 6)
-DONE, FAILED, BLOCKED, NO_WORK, UNPROCESSABLE, DROPPED = "done", "failed", "blocked", "no_work", "unprocessable", "dropped"
-RESULTS = frozenset({DONE, NO_WORK, UNPROCESSABLE, DROPPED})  # a manifest exists; graph and decisions go on
-
 
 @dataclass(frozen=True)
 class Task:
@@ -33,13 +29,16 @@ class Task:
         Units it is made from, pinned by content hash, sorted.
     settings : Settings
     params : mapping
-        JSON-able facts from the survey (band, night, paths of raw files, …); part of the recipe.
+        JSON-able facts from the survey (band, night, SHA-256 of raw files, …); part of the recipe.
+    places : mapping
+        Where things lie on this machine (paths of raw files); not part of the recipe.
     """
 
     data_id: DataId
     inputs: tuple[Pin, ...]
     settings: Settings
     params: Mapping[str, Any] = field(default_factory=dict)
+    places: Mapping[str, Any] = field(default_factory=dict)
 
     def pins(self, product: str) -> tuple[Pin, ...]:
         """The pinned inputs of one product."""
@@ -57,10 +56,13 @@ class Output:
         dict (JSON), bytes (pictures).
     metrics : dict of str to number or str
         Numbers with units in their names, for the manifest and the UI.
+    refers_to : Pin or None
+        The unit whose members stand for this one's, unchanged; `members` is empty then.
     """
 
     members: dict[str, Any]
     metrics: dict[str, Any] = field(default_factory=dict)
+    refers_to: Pin | None = None
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,21 @@
+"""`lap`: a thin command line over the other rooms. Heavy modules are imported inside commands, so that help is instant."""
+
+import sys
+
+
+def main() -> None:
+    """Entry point: runs the command and turns errors raised on purpose into one line and an exit status.
+
+    Exit status: 0 done, 1 something failed or is missing, 2 the command or its input cannot be used.
+    """
+    from lap_assets.cli.app import app
+    from lap_assets.errors import BadInput, LapError
+
+    try:
+        app()
+    except LapError as error:
+        print(f"lap: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2 if isinstance(error, BadInput) else 1)
+    except BrokenPipeError:
+        sys.stderr.close()
+        sys.exit(1)

@@ -1,0 +1,52 @@
+"""The `lap` application: its options common to all commands, and the list of commands.
+
+Commands live in the modules beside this one, by what a person wants: set up, run, read.
+"""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lap_assets.cli import read, run, setup
+
+app = typer.Typer(
+    name="lap",
+    help="From raw mosaic exposures to stacks, differences, catalogues and mass maps, with lineage for every pixel.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+@app.callback()
+def common(
+    context: typer.Context,
+    repo: Annotated[
+        Path | None, typer.Option("--repo", "-C", help="Repository folder [default: LAP_REPO, or the one around here].")
+    ] = None,
+    collection: Annotated[str | None, typer.Option(help="Collection [default: the first open one].")] = None,
+) -> None:
+    """Options common to all commands."""
+    context.obj = {"repo": repo, "collection": collection}
+
+
+app.command("init")(setup.init)
+app.command("tessellation")(setup.tessellation)
+app.command("ingest")(setup.ingest)
+app.command("simulate")(setup.simulate)
+app.command("warm")(setup.warm)
+app.command("run")(run.run)
+app.command("demo")(run.demo)
+app.command("ui")(run.ui)
+app.command("ls")(read.ls)
+app.command("get")(read.get)
+app.command("show")(read.show)
+app.command("cutout")(read.cutout)
+app.command("log")(read.log)
+app.command("report")(read.report)
+app.command("fsck")(read.fsck)
+app.command("compare")(read.compare)
+ledger = typer.Typer(help="The ledger: the database of what is to be done and what was.", no_args_is_help=True)
+ledger.command("rebuild")(setup.rebuild_ledger)
+app.add_typer(ledger, name="ledger")

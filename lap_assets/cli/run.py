@@ -1,0 +1,117 @@
+"""Commands that make products: run, demo, ui."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lap_assets.cli.setup import Size, open_workspace, parse_overrides
+from lap_assets.errors import BadInput
+
+SELECT_HELP = "Which partitions, e.g. 'exposure=simcam-000101^simcam-000102', 'band=g^r', 'night=2026-01-*'."
+
+
+def run(
+    context: typer.Context,
+    select: Annotated[list[str] | None, typer.Option(help=SELECT_HELP)] = None,
+    to: Annotated[str | None, typer.Option(help="Last product to make.")] = None,
+    jobs: Annotated[int, typer.Option("-j", help="Worker processes; 0: as configured, or one per core.")] = 0,
+    tessellation: Annotated[str | None, typer.Option(help="Where runs are defined if there are none yet.")] = None,
+    config: Annotated[list[str] | None, typer.Option("-c", help="section.key=value for this time.")] = None,
+) -> None:
+    """Make what is missing, in order, from raw exposures to mass maps. What is done with the same inputs is skipped."""
+    from lap_assets.operations import drive
+
+    overrides = parse_overrides(config or []) | ({"compute.workers": jobs} if jobs else {})
+    space = open_workspace(context, overrides)
+    with show_progress() as (tell, begin):
+        summary = drive.run_survey(space, context.obj["collection"], select or [], to, tessellation, tell, begin)
+    print(drive.describe(summary))
+    for line in summary.failures:
+        typer.echo(f"lap: {line}", err=True)
+    if summary.failures or summary.waiting:
+        for (product, partition), reason in list(summary.waiting.items())[:20]:
+            typer.echo(f"lap: {product} {partition} {reason}", err=True)
+        raise typer.Exit(1)
+
+
+@contextmanager
+def show_progress() -> Iterator[tuple]:
+    """A bar per product on a terminal, one line per product elsewhere; yields (tell, begin)."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    console = Console(stderr=True)
+    columns = (
+        TextColumn("{task.description:<16}"),
+        BarColumn(),
+        TextColumn("{task.completed} units · {task.fields[partitions]} partitions · {task.fields[bad]} not done"),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        tasks: dict[str, int] = {}
+        bad: dict[str, int] = {}
+
+        def begin(product: str, partitions: int) -> None:
+            if not console.is_terminal:
+                console.print(f"{product}: {partitions} partitions")
+            if product not in tasks:
+                tasks[product] = progress.add_task(product, total=None, partitions=partitions, bad=0)
+
+        def tell(report) -> None:
+            product = report.data_id.product
+            bad[product] = bad.get(product, 0) + (report.state != "done")
+            if product in tasks:
+                progress.update(tasks[product], advance=1, bad=bad[product])
+
+        yield tell, begin
+        for task in tasks.values():
+            progress.update(task, total=1, completed=1) if not progress.tasks[task].completed else progress.update(
+                task, total=progress.tasks[task].completed
+            )
+
+
+def demo(
+    directory: Annotated[Path, typer.Option("--dir", help="Folder of the demo.")] = Path(".demo"),
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the end report here too.")] = None,
+    jobs: Annotated[int, typer.Option("-j", help="Worker processes; 0: one per core.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the simulated survey.")] = 1,
+    size: Annotated[Size, typer.Option(help="How much survey.")] = Size.demo,
+) -> None:
+    """Simulate a survey of a cluster and take it to the mass map; ends with truth against measured."""
+    from lap_assets.operations import demo as demonstration
+    from lap_assets.pipeline.compute import configure_process
+
+    configure_process()
+    with show_progress() as (tell, begin):
+        report = demonstration.run_demo(directory, seed=seed, size=size.value, workers=jobs, tell=tell, begin=begin)
+    print(demonstration.describe(report))
+    if json_file is not None:
+        demonstration.write_json(report, json_file)
+    if report["units_failed"]:
+        raise typer.Exit(1)
+
+
+def ui(
+    context: typer.Context,
+    port: Annotated[int, typer.Option(help="Port on 127.0.0.1.")] = 3000,
+) -> None:
+    """Start the Dagster UI and daemon of this repository on 127.0.0.1."""
+    space = open_workspace(context)
+    if not 0 < port < 65536:
+        raise BadInput(f"port {port} is not between 1 and 65535")
+    environment = os.environ | {"LAP_REPO": str(space.root), "DAGSTER_HOME": str(space.root / "dagster")}
+    command = [sys.executable, "-m", "dagster", "dev", "-m", "lap_assets.definitions", "-h", "127.0.0.1", "-p", str(port)]
+    print(f"the UI of {space.root} is at http://127.0.0.1:{port} in a few seconds; Ctrl-C ends it")
+    process = subprocess.Popen(command, env=environment, cwd=space.root)
+    try:
+        raise typer.Exit(process.wait())
+    except KeyboardInterrupt:
+        process.send_signal(signal.SIGINT)
+        process.wait()

@@ -1,0 +1,182 @@
+"""Commands that set a survey up: init, tessellation, ingest, simulate, warm, ledger rebuild."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lap_assets.errors import BadInput
+
+
+class Kind(str, Enum):
+    """What the files of an ingest are."""
+
+    raw = "raw"
+    calibrated = "calibrated"
+    calibration = "calibration"
+    refcat = "refcat"
+
+
+class Size(str, Enum):
+    """How much survey is simulated."""
+
+    tiny = "tiny"
+    demo = "demo"
+    field = "field"
+
+
+def open_workspace(context: typer.Context, overrides: dict | None = None):
+    """The repository the common options name."""
+    from lap_assets.pipeline.compute import configure_process
+    from lap_assets.operations.workspace import Workspace
+
+    configure_process()
+    return Workspace.open(context.obj["repo"], overrides)
+
+
+@contextmanager
+def progress_bar(title: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar on a terminal, silence elsewhere; yields `tell(done, total)`."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description:<22}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        task = progress.add_task(title, total=None)
+        yield lambda done, total: progress.update(task, completed=done, total=total)
+
+
+def init(
+    directory: Annotated[Path, typer.Argument(help="Folder of the new repository.")],
+    setting: Annotated[list[str] | None, typer.Option("--set", "-c", help="section.key=value, kept in lap.yaml.")] = None,
+) -> None:
+    """Make a repository: settings, an empty store, a ledger and a Dagster instance."""
+    from lap_assets.settings import parse_settings
+    from lap_assets.operations.workspace import Workspace
+
+    values = nest(parse_overrides(setting or []))
+    parse_settings(values, "--set")
+    space = Workspace.create(directory.expanduser().resolve(), values)
+    print(f"made a repository in {space.root}; next: lap --repo {directory} ingest FILES --camera NAME")
+
+
+def parse_overrides(pairs: list[str]) -> dict:
+    """`section.key=value` texts to a mapping; values are read as plain YAML scalars."""
+    import yaml
+
+    values = {}
+    for pair in pairs:
+        key, equals, text = pair.partition("=")
+        if not equals:
+            raise BadInput(f"{pair!r} is not section.key=value")
+        values[key] = yaml.safe_load(text)
+    return values
+
+
+def nest(values: dict) -> dict:
+    """`{"a.b": 1}` to `{"a": {"b": 1}}`."""
+    nested: dict = {}
+    for key, value in values.items():
+        section, _, name = key.rpartition(".")
+        (nested.setdefault(section, {}) if section else nested)[name] = value
+    return nested
+
+
+def tessellation(
+    context: typer.Context,
+    name: Annotated[str, typer.Argument(help="Name; its one projection cell is called NAME.0.")],
+    ra: Annotated[float, typer.Option(help="Centre, deg.")],
+    dec: Annotated[float, typer.Option(help="Centre, deg.")],
+    size: Annotated[float, typer.Option(help="Side of the cell, arcmin.")],
+    pixel_scale: Annotated[float, typer.Option(help="arcsec per pixel.")] = 0.25,
+    grid: Annotated[int, typer.Option(help="Skycells along each side.")] = 1,
+    overlap: Annotated[int, typer.Option(help="Overlap of neighbouring skycells, pixels.")] = 40,
+) -> None:
+    """Define a local tessellation: one projection cell centred anywhere, cut into a grid of skycells."""
+    from math import ceil
+
+    if not (size > 0 and pixel_scale > 0 and grid > 0 and overlap >= 0):
+        raise BadInput("size, pixel scale and grid must be positive, overlap not negative")
+    side = ceil(size * 60.0 / pixel_scale / grid) + (overlap if grid > 1 else 0)
+    definition = {
+        "kind": "local",
+        "name": name,
+        "ra_deg": ra,
+        "dec_deg": dec,
+        "pixel_scale_arcsec": pixel_scale,
+        "skycell_px": side,
+        "grid": [grid, grid],
+        "overlap_px": overlap if grid > 1 else 0,
+    }
+    open_workspace(context).ledger.add_tessellation(definition)
+    print(f"defined tessellation {name}: {grid}x{grid} skycells of {side} pixels at {pixel_scale} arcsec")
+
+
+def ingest(
+    context: typer.Context,
+    paths: Annotated[list[Path], typer.Argument(help="Files, or folders searched for FITS files.")],
+    camera: Annotated[str, typer.Option(help="Name of a shipped camera, or a YAML file.")] = "",
+    kind: Annotated[Kind, typer.Option(help="What the files are.")] = Kind.raw,
+    name: Annotated[str, typer.Option(help="Name of a reference catalogue.")] = "",
+    bands: Annotated[str, typer.Option(help="Bands a reference catalogue serves, comma separated; * for all.")] = "*",
+    zero_points: Annotated[Path | None, typer.Option(help="Table of given zero points (calibrated exposures).")] = None,
+) -> None:
+    """Register raw or calibrated exposures, calibration frames, or a reference catalogue. Files stay where they are."""
+    from lap_assets.operations import ingest as ingesting
+
+    space = open_workspace(context)
+    with progress_bar(f"ingest {kind.value}") as tell:
+        if kind is Kind.refcat:
+            outcome = ingesting.ingest_refcat(space, paths, name, bands.split(","))
+        else:
+            if not camera:
+                raise BadInput("--camera is missing: name a shipped camera (simcam, decam) or a YAML file")
+            outcome = ingesting.ingest_frames(space, paths, camera, kind.value, zero_points, tell)
+    for line in outcome.lines:
+        print(line)
+    for rejected in outcome.rejected:
+        typer.echo(f"lap: set aside {rejected.path}: {rejected.reason}", err=True)
+    if outcome.rejected:
+        raise typer.Exit(1)
+
+
+def simulate(
+    out: Annotated[Path, typer.Option(help="Folder to write; must be empty or absent.")],
+    seed: Annotated[int, typer.Option(help="Seed of everything.")] = 1,
+    size: Annotated[Size, typer.Option(help="How much survey.")] = Size.demo,
+    jobs: Annotated[int, typer.Option("-j", help="Processes; 0: one per core.")] = 0,
+) -> None:
+    """Simulate a survey of a cluster field, with truth tables in a folder apart."""
+    from lap_assets.pipeline.compute import configure_process, count_workers
+    from lap_assets.settings import ComputeSettings
+    from lap_assets.sim import simulate_survey
+
+    configure_process()
+    if out.exists() and any(out.iterdir()):
+        raise BadInput(f"{out} is not empty; choose another folder")
+    with progress_bar("simulate") as tell:
+        simulate_survey(out, seed, size.value, workers=count_workers(ComputeSettings(workers=jobs)), progress=tell)
+    print(f"simulated {size.value} survey, seed {seed}, in {out}")
+
+
+def warm() -> None:
+    """Compile the numba kernels once, so that no run has to."""
+    from lap_assets.pipeline.compute import configure_process, numba_cache_dir, warm_kernels
+
+    configure_process()
+    with progress_bar("compile kernels") as tell:
+        warm_kernels(tell)
+    print(f"kernels compiled in {numba_cache_dir()}")
+
+
+def rebuild_ledger(context: typer.Context) -> None:
+    """Make the ledger again from the journal and the manifests in the store."""
+    from lap_assets.operations import ingest as ingesting
+
+    space = open_workspace(context)
+    entries, partitions = ingesting.rebuild_ledger(space)
+    print(f"rebuilt the ledger of {space.root}: {entries} definitions, {partitions} partitions")

@@ -1,0 +1,46 @@
+"""Assembly of the Dagster definitions from the repository in force; what `workspace.yaml` and `dagster dev` load.
+
+Without a repository (a fresh clone) the graph is there with empty partition sets.
+"""
+
+from pathlib import Path
+
+import dagster as dg
+
+from lap_assets.defs.assets import calibrations, catalogs, diffs, exposures, lensing, stacks, warps
+from lap_assets.defs.assets.stage import Stages
+from lap_assets.defs.resources import LapResource
+from lap_assets.errors import BadInput
+from lap_assets.model.survey import Survey
+from lap_assets.settings import find_repository
+from lap_assets.operations.workspace import Workspace
+
+COLLECTION_PARTS = (exposures, warps, stacks, diffs, catalogs, lensing)
+
+
+def build_defs(root: Path | None = None, lap: LapResource | None = None) -> dg.Definitions:
+    """Definitions of the repository at `root` (default: found from the environment or the current folder)."""
+    assets: list[dg.AssetsDefinition] = []
+    for number, (survey, hashes) in enumerate(load_surveys(root)):
+        stages = Stages(survey, hashes)
+        parts = (calibrations, *COLLECTION_PARTS) if number == 0 else COLLECTION_PARTS
+        assets += [asset for part in parts for asset in part.build(stages)]
+    return dg.Definitions(assets=assets, resources={"lap": lap or LapResource(root)}, executor=dg.in_process_executor)
+
+
+def load_surveys(root: Path | None) -> list[tuple[Survey, dict[str, str]]]:
+    """The survey of each open collection with the hashes of its settings; one empty survey where there is no repository."""
+    try:
+        find_repository(root)
+    except BadInput:
+        if root is not None:
+            raise
+        return [(Survey("main"), {})]
+    space = Workspace.open(root)
+    return [(space.survey(name), space.configs()) for name in space.settings.collections]
+
+
+@dg.definitions
+def defs() -> dg.Definitions:
+    """What Dagster loads."""
+    return build_defs()

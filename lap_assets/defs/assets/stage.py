@@ -1,0 +1,72 @@
+"""The decorator all assets share: key, partitions, dependencies, checks and pool from the product table.
+
+Holds no asset itself.
+"""
+
+from collections.abc import Callable
+
+import dagster as dg
+
+from lap_assets.defs.partitions import Partitions
+from lap_assets.defs.reports import BLOCKING, CHECKS
+from lap_assets.model.products import CALIBRATION_COLLECTION, CALIBRATIONS, get_product
+from lap_assets.model.survey import Survey
+from lap_assets.pipeline.stages import STAGES
+
+PARTITIONS_PER_RUN = 50
+
+
+class Stages:
+    """Makes the assets of one collection.
+
+    Parameters
+    ----------
+    survey : Survey
+    settings_hashes : dict of product to str
+        Shown as the assets' code versions.
+    """
+
+    def __init__(self, survey: Survey, settings_hashes: dict[str, str]) -> None:
+        self.survey = survey
+        self.partitions = Partitions(survey)
+        self.settings_hashes = settings_hashes
+
+    def collection_of(self, product: str) -> str:
+        """Masters lie outside all collections."""
+        return CALIBRATION_COLLECTION if get_product(product).partitions == CALIBRATIONS else self.survey.collection
+
+    def asset(self, body: Callable) -> dg.AssetsDefinition:
+        """Decorator: the function's name is the product, its docstring the description shown in the UI."""
+        product = get_product(body.__name__)
+        collection = self.collection_of(product.name)
+        key = dg.AssetKey([collection, product.name])
+        partitions = self.partitions.definition(product.name)
+        spec = dg.AssetSpec(
+            key,
+            deps=[self.partitions.dep(product.name, name, self.collection_of(name)) for name in product.inputs],
+            description=body.__doc__,
+            group_name=collection.replace(".", "_").replace("-", "_"),
+            code_version=self.settings_hashes.get(product.name),
+            kinds={"fits" if any(m.planes for m in product.members) else "parquet"},
+            metadata={
+                "collection": self.survey.collection,
+                "title": product.title,
+                "unit": product.unit or "partition",
+                "members": [member.name for member in product.members],
+                "kept": "intermediate" if product.intermediate else "long-lived",
+            },
+        )
+        checks = [
+            dg.AssetCheckSpec(name, asset=key, description=text, blocking=name == BLOCKING, partitions_def=partitions)
+            for name, text in CHECKS.items()
+        ]
+        return dg.multi_asset(
+            name=f"{collection}__{product.name}".replace(".", "_").replace("-", "_"),
+            specs=[spec],
+            check_specs=checks,
+            partitions_def=partitions,
+            can_subset=True,  # makes the check outputs optional: they are logged per partition, also in a run over many
+            backfill_policy=dg.BackfillPolicy.multi_run(PARTITIONS_PER_RUN),
+            required_resource_keys={"lap"},
+            op_tags={"memory_gib": str(STAGES[product.name].memory_gib)},
+        )(body)

@@ -1,0 +1,94 @@
+"""How a partition's report is shown in Dagster: metadata of the materialization, and its two checks.
+
+`units_done` (a warning) says which units did not end `done`, and why. `files_on_disk` (blocking) fails when what was
+published is not on disk as its manifests say; nothing else stops a partition from flowing on.
+"""
+
+import base64
+from collections.abc import Iterator
+
+import dagster as dg
+
+from lap_assets.model.states import DONE, RESULTS
+from lap_assets.pipeline.engine import PartitionReport
+from lap_assets.store.repo import Repo
+
+CHECKS = {
+    "units_done": "Every unit (chip, skycell) of the partition ended done; the others are listed with their reason.",
+    "files_on_disk": "The files of the partition are on disk as their manifests say.",
+}
+BLOCKING = "files_on_disk"
+MAX_ROWS = 100
+PREVIEW = "preview.png"
+
+
+def write_metadata(repo: Repo, report: PartitionReport) -> dict[str, dg.MetadataValue]:
+    """Metadata of a partition: state, unit counts, numbers (means over units), seconds, bytes, reasons and a picture."""
+    metadata: dict = {
+        "state": report.state,
+        "units_done": report.count(DONE),
+        "units": len(report.units),
+        "units_skipped": report.skipped,
+        "seconds": round(sum(unit.seconds for unit in report.units), 3),
+        "bytes": sum(unit.bytes for unit in report.units),
+        "content_sha256": report.content,
+    }
+    metadata |= average_metrics(report)
+    if report.reasons:
+        records = [dg.TableRecord({"unit": unit or "-", "reason": reason}) for unit, reason in list(report.reasons.items())[:MAX_ROWS]]
+        metadata["not_done"] = dg.MetadataValue.table(records)
+    picture = find_picture(repo, report)
+    if picture:
+        metadata["preview"] = dg.MetadataValue.md(f"![preview](data:image/png;base64,{base64.b64encode(picture).decode()})")
+    return {name: dg.MetadataValue.text(value) if isinstance(value, str) else value for name, value in metadata.items()}
+
+
+def average_metrics(report: PartitionReport) -> dict[str, float | str]:
+    """Metrics of the units: counts (`n_…`) summed, other numbers averaged, texts of a lone unit kept."""
+    values: dict[str, list] = {}
+    for unit in report.units:
+        for name, value in unit.metrics.items():
+            if value is not None and value == value:
+                values.setdefault(name, []).append(value)
+    out: dict[str, float | str] = {}
+    for name, found in sorted(values.items()):
+        if all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in found):
+            out[name] = sum(found) if name.startswith("n_") else sum(found) / len(found)
+        elif len(found) == 1:
+            out[name] = str(found[0])
+    return out
+
+
+def find_picture(repo: Repo, report: PartitionReport) -> bytes | None:
+    """The preview of the first unit that has one."""
+    for unit in report.units:
+        manifest = repo.manifest(unit.data_id) if unit.state == DONE else None
+        if manifest is not None and PREVIEW in manifest.members:
+            return repo.read_bytes(unit.data_id, PREVIEW)
+    return None
+
+
+def evaluate_checks(asset_key: dg.AssetKey, repo: Repo, report: PartitionReport) -> Iterator[dg.AssetCheckEvaluation]:
+    """The two check evaluations of a partition."""
+    not_done = report.reasons
+    yield dg.AssetCheckEvaluation(
+        asset_key=asset_key,
+        check_name="units_done",
+        passed=report.state == DONE and not not_done,
+        metadata={"not_done": dg.MetadataValue.json(dict(list(not_done.items())[:MAX_ROWS]))},
+        severity=dg.AssetCheckSeverity.WARN,
+        description=report.reason or None,
+        blocking=False,
+        partition=report.partition,
+    )
+    if report.state in RESULTS:
+        missing = [str(unit.data_id) for unit in report.units if not repo.has_files(unit.data_id)]
+        yield dg.AssetCheckEvaluation(
+            asset_key=asset_key,
+            check_name=BLOCKING,
+            passed=not missing,
+            metadata={"missing": dg.MetadataValue.json(missing[:MAX_ROWS])},
+            severity=dg.AssetCheckSeverity.ERROR,
+            blocking=True,
+            partition=report.partition,
+        )

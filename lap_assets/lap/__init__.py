@@ -1,0 +1,1 @@
+"""Scheduling: one pure decision function over a snapshot of the ledger."""

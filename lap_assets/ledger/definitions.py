@@ -1,0 +1,260 @@
+"""Writing and reading definitions: exposures, calibrations, reference catalogues, tessellations, sequences.
+
+Each function works inside a transaction it is given. Records that are there already with the same content are left
+alone, the same id with other bytes is a conflict. Runs are `runs.py`'s.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection
+
+from lap_assets.errors import BadInput, Conflict, NotFound
+from lap_assets.ledger.leases import take_number
+from lap_assets.ledger.records import (
+    EXPOSURE_FIELDS,
+    Added,
+    chip_values,
+    exposure_values,
+    frame_values,
+    read_chip,
+)
+from lap_assets.ledger.tables import (
+    CALIBRATION_STATES,
+    calibration_frame,
+    calibration_set,
+    chip_file,
+    exposure,
+    lap_sequence,
+    reference_catalog,
+    reference_catalog_band,
+    tessellation,
+)
+from lap_assets.model.ids import check_key, check_name
+from lap_assets.model.sphere import bounding_cap
+from lap_assets.model.survey import CalibrationSet, ChipFile, Exposure
+from lap_assets.model.tessellation import load_tessellation
+
+_MANY = 500  # ids per IN list
+
+
+def read_exposures(connection: Connection, ids: Iterable[str] | None = None) -> dict[str, Exposure]:
+    """Exposures by id, sorted; all, or those asked for."""
+    wanted = None if ids is None else sorted(set(ids))
+    rows: list[Any] = []
+    chips: dict[str, list[ChipFile]] = defaultdict(list)
+    batches = [None] if wanted is None else [wanted[i : i + _MANY] for i in range(0, len(wanted), _MANY)]
+    for batch in batches:
+        heads, files = sa.select(exposure), sa.select(chip_file).order_by(chip_file.c.exposure, chip_file.c.chip)
+        if batch is not None:
+            heads, files = heads.where(exposure.c.id.in_(batch)), files.where(chip_file.c.exposure.in_(batch))
+        rows += connection.execute(heads).mappings().all()
+        for row in connection.execute(files).mappings():
+            chips[row["exposure"]].append(read_chip(row))
+    return {
+        row["id"]: Exposure(**{name: row[name] for name in EXPOSURE_FIELDS}, chips=tuple(chips[row["id"]]))
+        for row in sorted(rows, key=lambda row: row["id"])
+    }
+
+
+def write_exposures(connection: Connection, exposures: Iterable[Exposure]) -> tuple[Added, list[Exposure]]:
+    """Insert or complete exposures; returns what became of each and those that changed the ledger."""
+    given = list(exposures)
+    for one in given:
+        check_exposure(one)
+    known = read_exposures(connection, (one.id for one in given))
+    outcome: dict[str, list[str]] = defaultdict(list)
+    changed: list[Exposure] = []
+    for one in given:
+        before = known.get(one.id)
+        if before is None:
+            connection.execute(sa.insert(exposure).values(exposure_values(one)))
+            _replace_chips(connection, one.id, one.chips)
+            outcome["added"].append(one.id)
+        else:
+            problem, new = compare_exposures(before, one)
+            if problem:
+                outcome["conflicts"].append(problem)
+                continue
+            if not new:
+                outcome["unchanged"].append(one.id)
+                continue
+            _replace_chips(connection, one.id, new)
+            outcome["updated"].append(one.id)
+        changed.append(one)
+        merged = {chip.chip: chip for chip in (before.chips if before else ())} | {
+            chip.chip: chip for chip in one.chips
+        }
+        known[one.id] = Exposure(**exposure_values(one), chips=tuple(merged[name] for name in sorted(merged)))
+    return Added(**{name: tuple(values) for name, values in outcome.items()}), changed
+
+
+def check_exposure(one: Exposure) -> None:
+    """Refuse ids that are no partition keys and exposures without usable chips; raises `BadInput`."""
+    check_name(one.id, "exposure id")
+    check_name(one.camera, "camera")
+    check_name(one.band, "band")
+    if not one.chips:
+        raise BadInput(f"exposure {one.id} has no chips: nothing to process")
+    names = [check_name(chip.chip, "chip") for chip in one.chips]
+    if len(set(names)) != len(names):
+        raise BadInput(f"exposure {one.id} has a chip twice: give each chip once")
+    for chip in one.chips:
+        bounding_cap(chip.footprint)
+
+
+def compare_exposures(before: Exposure, after: Exposure) -> tuple[str, list[ChipFile]]:
+    """(why they contradict each other or "", chips of `after` that are new or lie elsewhere now)."""
+    for name in EXPOSURE_FIELDS:
+        if getattr(before, name) != getattr(after, name):
+            return (
+                f"exposure {after.id} is known with {name} {getattr(before, name)!r}, now it comes with "
+                f"{getattr(after, name)!r} ({after.chips[0].path}): the same id must be the same exposure"
+            ), []
+    known = {chip.chip: chip for chip in before.chips}
+    new: list[ChipFile] = []
+    for chip in after.chips:
+        old = known.get(chip.chip)
+        if old is not None and old.sha256 != chip.sha256:
+            return (
+                f"exposure {after.id} chip {chip.chip} comes with other bytes ({chip.path}) than are known "
+                f"({old.path}): restore the file, or ingest it under an id of its own"
+            ), []
+        if old != chip:
+            new.append(chip)
+    return "", new
+
+
+def _replace_chips(connection: Connection, id_: str, chips: Sequence[ChipFile]) -> None:
+    names = [chip.chip for chip in chips]
+    connection.execute(sa.delete(chip_file).where(chip_file.c.exposure == id_, chip_file.c.chip.in_(names)))
+    connection.execute(sa.insert(chip_file), [chip_values(chip) | {"exposure": id_} for chip in chips])
+
+
+def read_calibrations(connection: Connection, usable_only: bool = False) -> dict[str, CalibrationSet]:
+    """Calibration sets by key, sorted; without rejected ones if only usable ones are asked for."""
+    frames: dict[str, list[ChipFile]] = defaultdict(list)
+    order = (calibration_frame.c.calibration, calibration_frame.c.path, calibration_frame.c.chip)
+    for row in connection.execute(sa.select(calibration_frame).order_by(*order)).mappings():
+        frames[row["calibration"]].append(read_chip(row))
+    query = sa.select(calibration_set).order_by(calibration_set.c.key)
+    if usable_only:
+        query = query.where(calibration_set.c.state != "rejected")
+    return {
+        row.key: CalibrationSet(row.key, row.camera, row.kind, row.band, row.valid_from, tuple(frames[row.key]))
+        for row in connection.execute(query)
+    }
+
+
+def write_calibrations(connection: Connection, sets: Iterable[CalibrationSet]) -> tuple[Added, list[CalibrationSet]]:
+    """Insert or complete calibration sets; a set that gains frames is `virtual` again, for it must be built anew."""
+    known = read_calibrations(connection)
+    outcome: dict[str, list[str]] = defaultdict(list)
+    changed: list[CalibrationSet] = []
+    for one in sets:
+        check_key(one.key, "calibration key")
+        before = known.get(one.key)
+        old = {(frame.path, frame.chip): frame for frame in (before.frames if before else ())}
+        clash = [frame for frame in one.frames if old.get((frame.path, frame.chip), frame).sha256 != frame.sha256]
+        if clash:
+            problem = f"calibration {one.key}: {clash[0].path} comes with other bytes than are known: restore the file"
+            outcome["conflicts"].append(problem)
+            continue
+        new = [frame for frame in one.frames if (frame.path, frame.chip) not in old]
+        if before is None:
+            values = {
+                "key": one.key,
+                "camera": one.camera,
+                "kind": one.kind,
+                "band": one.band,
+                "valid_from": one.valid_from,
+            }
+            connection.execute(sa.insert(calibration_set).values(values | {"state": "virtual"}))
+        elif new:
+            chosen = calibration_set.c.key == one.key
+            connection.execute(sa.update(calibration_set).where(chosen).values(state="virtual"))
+        else:
+            outcome["unchanged"].append(one.key)
+            continue
+        if new:
+            rows = [frame_values(frame) | {"calibration": one.key} for frame in new]
+            connection.execute(sa.insert(calibration_frame), rows)
+        outcome["updated" if before else "added"].append(one.key)
+        changed.append(one)
+    return Added(**{name: tuple(values) for name, values in outcome.items()}), changed
+
+
+def write_calibration_state(connection: Connection, key: str, state: str, valid_to: str | None) -> None:
+    """Set the state (and end of validity) of a calibration set; raises `BadInput` or `NotFound`."""
+    if state not in CALIBRATION_STATES:
+        raise BadInput(f"calibration state {state!r} is none of {', '.join(CALIBRATION_STATES)}")
+    chosen = calibration_set.c.key == key
+    if not connection.execute(sa.update(calibration_set).where(chosen).values(state=state, valid_to=valid_to)).rowcount:
+        raise NotFound(f"no calibration {key!r} in the ledger: ingest its frames first (lap ingest --kind calibration)")
+
+
+def write_reference_catalog(
+    connection: Connection, name: str, content_sha256: str, n_rows: int, bands: Sequence[str]
+) -> bool:
+    """Register a reference catalogue for bands (`*`: all others); whether that changed anything."""
+    check_name(name, "reference catalogue")
+    for band in bands:
+        if band != "*":
+            check_name(band, "band")
+    row = connection.execute(sa.select(reference_catalog).where(reference_catalog.c.name == name)).one_or_none()
+    if row is not None and row.content_sha256 != content_sha256:
+        raise Conflict(f"reference catalogue {name} is known with other content: ingest this one under another name")
+    served = read_reference_catalogs(connection)
+    if row is not None and all(served.get(band) == name for band in bands):
+        return False
+    if row is None:
+        values = {"name": name, "content_sha256": content_sha256, "n_rows": n_rows}
+        connection.execute(sa.insert(reference_catalog).values(values))
+    table = reference_catalog_band
+    connection.execute(sa.delete(table).where(table.c.band.in_(list(bands))))
+    connection.execute(sa.insert(table), [{"band": band, "name": name} for band in bands])
+    return True
+
+
+def read_reference_catalogs(connection: Connection) -> dict[str, str]:
+    """Name of the reference catalogue by band (or `*`), sorted."""
+    query = sa.select(reference_catalog_band).order_by(reference_catalog_band.c.band)
+    return {row.band: row.name for row in connection.execute(query)}
+
+
+def write_tessellation(connection: Connection, definition: dict[str, Any]) -> tuple[bool, dict[str, Any]]:
+    """Register a tessellation; (whether it is new, its definition in canonical form)."""
+    canonical = load_tessellation(definition).definition()
+    row = connection.execute(sa.select(tessellation).where(tessellation.c.name == canonical["name"])).one_or_none()
+    if row is not None:
+        if dict(row.definition) != canonical:
+            raise Conflict(f"tessellation {canonical['name']} is known with other values: choose another name")
+        return False, canonical
+    values = {"tess_id": take_number(connection, "tess_id"), "name": canonical["name"], "definition": canonical}
+    connection.execute(sa.insert(tessellation).values(values))
+    return True, canonical
+
+
+def write_sequence(connection: Connection, name: str, description: str) -> tuple[bool, int]:
+    """Register a sequence (a collection) (LAP-01); (whether it is new, its number)."""
+    check_name(name, "sequence")
+    row = connection.execute(sa.select(lap_sequence).where(lap_sequence.c.name == name)).one_or_none()
+    if row is not None:
+        return False, row.seq_id
+    number = take_number(connection, "seq_id")
+    connection.execute(sa.insert(lap_sequence).values(seq_id=number, name=name, description=description))
+    return True, number
+
+
+def read_sequences(connection: Connection) -> dict[str, str]:
+    """Description of each sequence, by name in order of their numbers."""
+    query = sa.select(lap_sequence).order_by(lap_sequence.c.seq_id)
+    return {row.name: row.description for row in connection.execute(query)}
+
+
+def read_tessellations(connection: Connection) -> dict[str, dict[str, Any]]:
+    """Definition of each tessellation, by name in order of their numbers."""
+    query = sa.select(tessellation).order_by(tessellation.c.tess_id)
+    return {row.name: dict(row.definition) for row in connection.execute(query)}

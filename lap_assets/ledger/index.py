@@ -1,0 +1,134 @@
+"""The index of partitions and units: what became of each, written in one transaction per partition.
+
+The files are the truth; this index answers at once what scheduling asks. Each function works inside a transaction.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from typing import Any, Protocol
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection
+
+from lap_assets.ledger.records import UnitRow
+from lap_assets.ledger.tables import partition, unit
+from lap_assets.model.ids import DataId
+from lap_assets.model.products import CALIBRATION_COLLECTION, CALIBRATIONS, get_product
+from lap_assets.model.states import PartitionState
+from lap_assets.model.survey import PartitionRef
+
+
+class Report(Protocol):
+    """What the index reads of a unit's report (`pipeline.task.UnitReport`)."""
+
+    data_id: DataId
+    state: str
+    content: str
+    skipped: bool
+    reason: str
+    seconds: float
+    bytes: int
+
+
+def home_of(collection: str, product: str) -> str:
+    """The collection a product is indexed under: masters lie outside all collections, whoever made them."""
+    return CALIBRATION_COLLECTION if get_product(product).partitions == CALIBRATIONS else collection
+
+
+def write_partition(
+    connection: Connection, now: float, collection: str, ref: PartitionRef, state: PartitionState,
+    reports: Iterable[Report], run_id: str,
+) -> list[UnitRow]:  # fmt: skip
+    """Replace the record of a partition and of its units; returns the units.
+
+    A unit that was skipped keeps what is known of how it was made.
+    """
+    product, key = ref
+    home = home_of(collection, product)
+    before = {row.data_id: row for row in read_units(connection, home, product, key)}
+    rows = []
+    for one in reports:
+        old = before.get(one.data_id)
+        if one.skipped and old is not None and (old.state, old.content) == (one.state, one.content):
+            rows.append(old)
+        else:
+            rows.append(
+                UnitRow(one.data_id, one.state, one.content, one.bytes, one.reason, one.seconds, run_id, now)
+            )  # fmt: skip
+    replace_partition(connection, now, home, ref, state, rows)
+    return rows
+
+
+def replace_partition(
+    connection: Connection, now: float, home: str, ref: PartitionRef, state: PartitionState, rows: list[UnitRow]
+) -> None:
+    """Delete what is recorded of a partition and insert this."""
+    product, key = ref
+    where = (partition.c.collection == home, partition.c.product == product, partition.c.partition == key)
+    connection.execute(sa.delete(unit).where(*_place(home, product, key)))
+    connection.execute(sa.delete(partition).where(*where))
+    counts = Counter(row.state for row in rows)
+    values = {
+        "collection": home, "product": product, "partition": key, "state": state.state,
+        "inputs_sha256": state.inputs_sha256, "content_sha256": state.content_sha256,
+        "config_sha256": state.config_sha256, "attempts": state.attempts, "n_units": dict(sorted(counts.items())),
+        "reason": state.reason, "updated": now,
+    }  # fmt: skip
+    connection.execute(sa.insert(partition).values(values))
+    if rows:
+        connection.execute(sa.insert(unit), [_unit_values(row) for row in rows])
+
+
+def _unit_values(row: UnitRow) -> dict[str, Any]:
+    id_ = row.data_id
+    return {
+        "collection": id_.collection, "product": id_.product, "partition": id_.partition, "unit": id_.unit,
+        "state": row.state, "content_sha256": row.content, "bytes": row.bytes, "reason": row.reason,
+        "seconds": row.seconds, "run_id": row.run_id, "updated": row.updated,
+    }  # fmt: skip
+
+
+def _place(collection: str | None, product: str | None, key: str | None) -> list[sa.ColumnElement[bool]]:
+    given = ((unit.c.collection, collection), (unit.c.product, product), (unit.c.partition, key))
+    return [column == value for column, value in given if value is not None]
+
+
+def read_states(connection: Connection, collection: str) -> dict[PartitionRef, PartitionState]:
+    """The record of every partition of a collection, masters included."""
+    query = sa.select(partition).where(partition.c.collection.in_([collection, CALIBRATION_COLLECTION]))
+    return {
+        (row.product, row.partition): PartitionState(
+            row.state, row.inputs_sha256, row.content_sha256, row.config_sha256, row.attempts, row.reason
+        )
+        for row in connection.execute(query.order_by(partition.c.product, partition.c.partition))
+    }
+
+
+def read_counts(connection: Connection, collection: str) -> dict[PartitionRef, Mapping[str, int]]:
+    """Number of units by state of every partition of a collection, masters included."""
+    query = sa.select(partition).where(partition.c.collection.in_([collection, CALIBRATION_COLLECTION]))
+    return {(row.product, row.partition): dict(row.n_units) for row in connection.execute(query)}
+
+
+def read_units(
+    connection: Connection, collection: str | None = None, product: str | None = None, key: str | None = None,
+    state: str | None = None,
+) -> list[UnitRow]:  # fmt: skip
+    """Units, sorted by data id; those of a collection, product, partition or state where given."""
+    query = sa.select(unit).where(*_place(collection, product, key))
+    if state is not None:
+        query = query.where(unit.c.state == state)
+    rows = [
+        UnitRow(
+            DataId(row.collection, row.product, row.partition, row.unit), row.state, row.content_sha256, row.bytes,
+            row.reason, row.seconds, row.run_id, row.updated,
+        )
+        for row in connection.execute(query)
+    ]  # fmt: skip
+    return sorted(rows, key=lambda row: row.data_id)
+
+
+def forget_attempts(connection: Connection, collection: str) -> None:
+    """Let every failed partition of a collection be tried afresh."""
+    homes = partition.c.collection.in_([collection, CALIBRATION_COLLECTION])
+    connection.execute(sa.update(partition).where(homes, partition.c.attempts > 0).values(attempts=0))

@@ -1,0 +1,155 @@
+"""Bringing a lost ledger back: definitions from the journal, the index from the manifests.
+
+The journal also tells how each partition ended; that is believed only where the manifests on disk still hold exactly
+the units it names. Any other partition is left out, so that it is made again and its good units are skipped.
+"""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+from typing import Any
+
+from sqlalchemy.engine import Connection
+
+from lap_assets.errors import BadInput
+from lap_assets.ledger.definitions import (
+    write_calibration_state,
+    write_calibrations,
+    write_exposures,
+    write_reference_catalog,
+    write_sequence,
+    write_tessellation,
+)
+from lap_assets.ledger.index import replace_partition
+from lap_assets.ledger.leases import FENCE, raise_number
+from lap_assets.ledger.records import ManifestRow, MemberRow, RunRow, UnitRow, read_calibration, read_exposure
+from lap_assets.ledger.runs import (
+    drop_member,
+    find_sequence,
+    find_tessellation,
+    insert_members,
+    insert_run,
+    read_runs,
+    set_run_state,
+)
+from lap_assets.model.ids import DataId
+from lap_assets.model.states import CLEANED, DONE, RESULTS, PartitionState
+
+_GONE = frozenset({CLEANED, "goto_cleaned"})  # files removed on purpose: the unit counts as done
+
+
+def restore(connection: Connection, entries: Iterable[Mapping[str, Any]], manifests: Iterable[ManifestRow]) -> None:
+    """Write all definitions and records into an empty ledger; raises `BadInput` for an entry that cannot be read."""
+    endings: dict[tuple[str, str, str], Mapping[str, Any]] = {}
+    for number, entry in enumerate(entries, start=1):
+        try:
+            kind = entry["kind"]
+            if kind == "partition":
+                endings[entry["collection"], entry["product"], entry["partition"]] = entry
+            else:
+                _DEFINITIONS[kind](connection, entry)
+        except (KeyError, TypeError, ValueError) as error:
+            what = f"{type(error).__name__} {error}"
+            raise BadInput(
+                f"journal entry {number} cannot be read ({what}): it is damaged, or from a newer version"
+            ) from error
+    restore_index(connection, endings, manifests)
+
+
+def restore_index(
+    connection: Connection, endings: Mapping[tuple[str, str, str], Mapping[str, Any]], manifests: Iterable[ManifestRow]
+) -> None:
+    """Write the index of the partitions whose ending the manifests confirm; see the module's text."""
+    found: dict[tuple[str, str, str], dict[DataId, ManifestRow]] = defaultdict(dict)
+    fence = 0
+    for row in manifests:
+        found[row.data_id.collection, row.data_id.product, row.data_id.partition][row.data_id] = row
+        fence = max(fence, row.fence)
+    for place, entry in sorted(endings.items()):
+        rows = confirm(entry, found[place])
+        fence = max(fence, int(entry.get("fence", 0)))
+        if rows is not None:
+            updated = max((row.updated for row in rows), default=0.0)
+            replace_partition(connection, updated, place[0], place[1:], PartitionState(**entry["state"]), rows)
+    raise_number(connection, FENCE, fence)
+
+
+def confirm(entry: Mapping[str, Any], manifests: Mapping[DataId, ManifestRow]) -> list[UnitRow] | None:
+    """The units of a partition as manifests and journal agree on them; None where they do not."""
+    rows = []
+    for name, state, content, reason in entry["units"]:
+        data_id = DataId(entry["collection"], entry["product"], entry["partition"], name)
+        manifest = manifests.get(data_id)
+        if state not in RESULTS:
+            rows.append(UnitRow(data_id, state, content, reason=reason))
+        elif manifest is None or (_normal(manifest.state), manifest.content_sha256) != (state, content):
+            return None
+        else:
+            rows.append(
+                UnitRow(
+                    data_id, manifest.state, content, manifest.bytes, manifest.reason, manifest.seconds,
+                    manifest.run_id, manifest.updated,
+                )
+            )  # fmt: skip
+    return rows
+
+
+def _normal(state: str) -> str:
+    return DONE if state in _GONE else state
+
+
+def _restore_exposures(connection: Connection, entry: Mapping[str, Any]) -> None:
+    write_exposures(connection, [read_exposure(values) for values in entry["exposures"]])
+
+
+def _restore_calibrations(connection: Connection, entry: Mapping[str, Any]) -> None:
+    write_calibrations(connection, [read_calibration(values) for values in entry["calibrations"]])
+
+
+def _restore_certification(connection: Connection, entry: Mapping[str, Any]) -> None:
+    write_calibration_state(connection, entry["key"], entry["state"], entry["valid_to"])
+
+
+def _restore_catalog(connection: Connection, entry: Mapping[str, Any]) -> None:
+    write_reference_catalog(connection, entry["name"], entry["content_sha256"], entry["n_rows"], entry["bands"])
+
+
+def _restore_tessellation(connection: Connection, entry: Mapping[str, Any]) -> None:
+    write_tessellation(connection, entry["definition"])
+
+
+def _restore_sequence(connection: Connection, entry: Mapping[str, Any]) -> None:
+    write_sequence(connection, entry["name"], entry["description"])
+
+
+def _restore_run(connection: Connection, entry: Mapping[str, Any]) -> None:
+    run = RunRow(**entry["run"])
+    known = {one.lap_id: one for one in read_runs(connection, run.sequence)}
+    if run.lap_id not in known:
+        seq_id, (tess_id, _) = find_sequence(connection, run.sequence), find_tessellation(connection, run.tessellation)
+        insert_run(connection, seq_id, tess_id, replace(run, state="new"))
+        raise_number(connection, "lap_id", run.lap_id)
+    elif known[run.lap_id].state == "full":
+        set_run_state(connection, run.lap_id, "run")
+    insert_members(connection, [MemberRow(**values) for values in entry["members"]])
+
+
+def _restore_run_state(connection: Connection, entry: Mapping[str, Any]) -> None:
+    set_run_state(connection, entry["lap_id"], entry["state"])
+
+
+def _restore_drop(connection: Connection, entry: Mapping[str, Any]) -> None:
+    drop_member(connection, entry["lap_id"], entry["exposure"])
+
+
+_DEFINITIONS: dict[str, Callable[[Connection, Mapping[str, Any]], None]] = {
+    "exposures": _restore_exposures,
+    "calibrations": _restore_calibrations,
+    "certification": _restore_certification,
+    "reference_catalog": _restore_catalog,
+    "tessellation": _restore_tessellation,
+    "sequence": _restore_sequence,
+    "run": _restore_run,
+    "run_state": _restore_run_state,
+    "drop": _restore_drop,
+}

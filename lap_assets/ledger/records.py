@@ -1,0 +1,148 @@
+"""Rows and journal entries from the records of `model/`, and back: the one place that knows both forms.
+
+Everything here is plain values; SQL is in the modules that use it.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from lap_assets.errors import BadInput
+from lap_assets.model.ids import DataId, Pin
+from lap_assets.model.survey import CalibrationSet, ChipFile, Exposure
+
+
+@dataclass(frozen=True)
+class Added:
+    """What became of records handed to the ledger; `conflicts` are one-line reasons, nothing of those was written."""
+
+    added: tuple[str, ...] = ()
+    updated: tuple[str, ...] = ()
+    unchanged: tuple[str, ...] = ()
+    conflicts: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class UnitRow:
+    """One row of the unit index."""
+
+    data_id: DataId
+    state: str
+    content: str
+    bytes: int = 0
+    reason: str = ""
+    seconds: float = 0.0
+    run_id: str = ""
+    updated: float = 0.0
+
+
+@dataclass(frozen=True)
+class ManifestRow:
+    """What the ledger wants to know of a manifest when it is rebuilt; `updated` is when the manifest was written."""
+
+    data_id: DataId
+    state: str
+    content_sha256: str = ""
+    inputs: tuple[Pin, ...] = ()
+    bytes: int = 0
+    reason: str = ""
+    seconds: float = 0.0
+    run_id: str = ""
+    fence: int = 0
+    updated: float = 0.0
+
+
+@dataclass(frozen=True)
+class RunRow:
+    """One row of `lap_run` (LAP-02), with the names of its sequence and tessellation."""
+
+    lap_id: int
+    sequence: str
+    tessellation: str
+    cell: str
+    band: str
+    state: str
+    registered: float
+    fault: int = 0
+    label: str = ""
+    final_sass_id: int | None = None
+    dist_group: str = ""
+
+
+@dataclass(frozen=True)
+class MemberRow:
+    """One row of `lap_exp` (LAP-07)."""
+
+    lap_id: int
+    exposure: str
+    chip_id: str | None = None
+    pair_id: str | None = None
+    private: bool = False
+    pairwise: bool = False
+    active: bool = True
+    data_state: str = "new"
+
+
+@dataclass(frozen=True)
+class Region:
+    """A cone on the sky, in degrees."""
+
+    ra_deg: float
+    dec_deg: float
+    radius_deg: float
+
+
+EXPOSURE_FIELDS = tuple(one.name for one in fields(Exposure) if one.name != "chips")
+
+
+def exposure_values(one: Exposure) -> dict[str, Any]:
+    """Column values of an exposure, without its chips."""
+    return {name: getattr(one, name) for name in EXPOSURE_FIELDS}
+
+
+def chip_values(one: ChipFile) -> dict[str, Any]:
+    """Column values of a chip file of an exposure."""
+    return asdict(one) | {"footprint": [list(corner) for corner in one.footprint]}
+
+
+def frame_values(one: ChipFile) -> dict[str, Any]:
+    """Column values of a chip file of a calibration frame."""
+    values = chip_values(one)
+    return {name: values[name] for name in ("path", "chip", "hdu", "footprint", "sha256")}
+
+
+def read_chip(values: Mapping[str, Any]) -> ChipFile:
+    """A chip file from column values or a journal entry."""
+    known = {one.name: values[one.name] for one in fields(ChipFile) if one.name in values}
+    return ChipFile(**known | {"footprint": tuple((float(ra), float(dec)) for ra, dec in values["footprint"])})
+
+
+def write_exposures(exposures: Iterable[Exposure]) -> list[dict[str, Any]]:
+    """Journal form of exposures."""
+    return [exposure_values(one) | {"chips": [chip_values(chip) for chip in one.chips]} for one in exposures]
+
+
+def read_exposure(values: Mapping[str, Any]) -> Exposure:
+    """An exposure from its journal form."""
+    return Exposure(**dict(values) | {"chips": tuple(read_chip(chip) for chip in values["chips"])})
+
+
+def write_calibrations(sets: Iterable[CalibrationSet]) -> list[dict[str, Any]]:
+    """Journal form of calibration sets."""
+    return [
+        {"key": one.key, "camera": one.camera, "kind": one.kind, "band": one.band, "valid_from": one.valid_from}
+        | {"frames": [frame_values(frame) for frame in one.frames]}
+        for one in sets
+    ]
+
+
+def read_calibration(values: Mapping[str, Any]) -> CalibrationSet:
+    """A calibration set from its journal form."""
+    return CalibrationSet(**dict(values) | {"frames": tuple(read_chip(frame) for frame in values["frames"])})
+
+
+def check_known(kind: str, known: Iterable[str]) -> str:
+    """Return the kind of a journal entry if it is known, else raise `BadInput`."""
+    if kind not in known:
+        raise BadInput(f"journal entry of unknown kind {kind!r}: it was written by a newer version; update this one")
+    return kind

@@ -1,0 +1,147 @@
+"""The demo: simulate a survey of a cluster, take it to the mass map inside Dagster, compare with the truth.
+
+The truth folder is moved out of sight while the pipeline works, and comes back for the report.
+"""
+
+import json
+import resource
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from lap_assets.errors import BadInput
+from lap_assets.operations.drive import choose_tessellation, run_survey
+from lap_assets.operations.ingest import ingest_frames, ingest_refcat
+from lap_assets.operations.report import compare_with_truth, summarize_states
+from lap_assets.operations.workspace import Workspace
+from lap_assets.pipeline.compute import count_workers
+from lap_assets.pipeline.task import UnitReport
+from lap_assets.settings import ComputeSettings
+from lap_assets.sim import simulate_survey
+
+
+def run_demo(
+    directory: Path,
+    seed: int = 1,
+    size: str = "demo",
+    workers: int = 0,
+    tell: Callable[[UnitReport], None] = lambda report: None,
+    begin: Callable[[str, int], None] = lambda product, partitions: None,
+) -> dict[str, Any]:
+    """Simulate into `directory/sim`, process in `directory/survey`, and return the end report.
+
+    A demo begun before in the same folder goes on where it stopped; one of another seed or size is refused.
+    """
+    started = time.perf_counter()
+    directory = directory.expanduser().resolve()
+    sim, truth, hidden = directory / "sim", directory / "sim" / "truth", directory / "truth-set-aside"
+    simulate_once(sim, hidden, seed, size, workers, begin)
+    simulated = time.perf_counter()
+    if truth.exists():
+        truth.rename(hidden)
+    try:
+        space = set_up(directory / "survey", sim, workers)
+        summary = run_survey(space, None, [], None, None, tell, begin)
+    finally:
+        hidden.rename(truth)
+    report = {
+        "size": size,
+        "seed": seed,
+        "simulate_s": round(simulated - started, 1),
+        "partitions": summary.partitions,
+        "units_made": sum(summary.units.values()),
+        "units_skipped": summary.skipped,
+        "dagster_runs": summary.runs,
+    }
+    survey = space.survey()
+    report |= summarize_states(space, survey) | compare_with_truth(space, survey, truth)
+    report["pictures"] = write_pictures(space, survey, directory / "pictures")
+    report |= {"wall_s": round(time.perf_counter() - started, 1), "peak_rss_mb": measure_peak_rss_mb()}
+    write_json(report, directory / "report.json")
+    return report
+
+
+def simulate_once(sim: Path, hidden: Path, seed: int, size: str, workers: int, begin: Callable[[str, int], None]) -> None:
+    """Simulate unless the same survey lies there already; raises `BadInput` where another one does."""
+    note = sim / "field.json"
+    if note.exists():
+        found = json.loads(note.read_text())
+        if (found["seed"], found["size"]) != (seed, size):
+            raise BadInput(f"{sim} holds the {found['size']} survey of seed {found['seed']}; choose another --dir")
+        if hidden.exists():
+            hidden.rename(sim / "truth")
+        return
+    begin("simulate", 1)
+    simulate_survey(sim, seed, size, workers=count_workers(ComputeSettings(workers=workers)))
+
+
+def set_up(root: Path, sim: Path, workers: int) -> Workspace:
+    """The demo's repository with everything ingested: exposures, calibration frames, reference catalogue, one cell."""
+    field = json.loads((sim / "field.json").read_text())
+    overrides = {"compute.workers": workers} if workers else {}
+    if (root / "lap.yaml").exists():
+        return Workspace.open(root, overrides)
+    Workspace.create(root, {})
+    space = Workspace.open(root, overrides)
+    space.ledger.add_tessellation(field["tessellation"])
+    for kind, folder in (("calibration", "calibration"), ("raw", "raw")):
+        outcome = ingest_frames(space, [sim / folder], field["camera"], kind)
+        if outcome.rejected:
+            raise BadInput(f"demo: {outcome.rejected[0].path}: {outcome.rejected[0].reason}")
+    ingest_refcat(space, sorted((sim / "refcat").glob("*.parquet")), field["refcat"], ["*"])
+    space.ledger.define_runs(space.settings.collections[0], choose_tessellation(space, None))
+    return space
+
+
+def measure_peak_rss_mb() -> float:
+    """Peak resident memory: this process plus the largest of its workers times their number is bounded by this sum."""
+    own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    children = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+    return round((own + children) / 1024, 1)
+
+
+def write_pictures(space: Workspace, survey, folder: Path) -> list[str]:
+    """The demo's pictures, drawn from the products; returns their paths."""
+    from lap_assets.operations.pictures import draw_survey
+
+    folder.mkdir(parents=True, exist_ok=True)
+    return [str(path) for path in draw_survey(space, survey, folder)]
+
+
+def write_json(report: dict[str, Any], path: Path) -> None:
+    """Write a report as JSON."""
+    path.write_text(json.dumps(report, indent=1, sort_keys=True) + "\n")
+
+
+# what the report shows: title, key, unit, target
+ROWS = (
+    ("astrometry, rms per axis", "astrometry_rms_mas", "mas", "<= 10"),
+    ("photometry of bright stars, rms", "photometry_rms_mmag", "mmag", "<= 15"),
+    ("stack depth / ideal", "stack_depth_ratio", "", ">= 0.9"),
+    ("transients injected", "transients_injected", "", ""),
+    ("transients found", "transients_found", "", ">= 8 of 10"),
+    ("transients false", "transients_false", "", "<= 5"),
+    ("mass map peak", "massmap_peak_snr", "sigma", ">= 5"),
+    ("mass map peak expected", "massmap_expected_snr", "sigma", ""),
+    ("mass map B-mode, rms", "massmap_b_rms", "sigma", "about 1"),
+    ("mass map peak from truth", "massmap_offset_arcmin", "arcmin", "<= 1.5"),
+    ("mass / truth", "mass_ratio", "", ""),
+    ("mass - truth", "mass_deviation_sigma", "sigma", "within 2"),
+    ("partitions", "partitions", "", ""),
+    ("peak memory", "peak_rss_mb", "MB", "<= 3072"),
+    ("wall time, simulation included", "wall_s", "s", "<= 300"),
+)
+
+
+def describe(report: dict[str, Any]) -> str:
+    """The end report as text: truth against measured, where the pictures are, what to do next."""
+    lines = [f"{'':34}{'measured':>12}        goal"]
+    for title, key, unit, target in ROWS:
+        value = report.get(key)
+        shown = "-" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
+        lines.append(f"{title:34}{shown:>12} {unit:7}{target}")
+    lines.append(f"units: {report['units_done']} done, {report['units_other']} without data, {report['units_failed']} failed")
+    lines.append("pictures: " + ", ".join(report["pictures"]))
+    lines.append("next: make ui   (or: lap --repo DIR/survey ui)")
+    return "\n".join(lines)

@@ -1,0 +1,70 @@
+"""A repository as its users see it: settings, store and ledger of one folder, opened together.
+
+The command line, the Dagster definitions and the reports all begin with `Workspace.open`. What a folder holds:
+`lap.yaml` (settings), `ledger.db` (unless the ledger is PostgreSQL), `store/` (files) and `dagster/` (the instance).
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import yaml
+
+from lap_assets.errors import BadInput
+from lap_assets.ledger.ledger import Ledger
+from lap_assets.model.ids import check_name
+from lap_assets.model.products import PRODUCTS
+from lap_assets.model.survey import Survey
+from lap_assets.pipeline.stages import STAGES
+from lap_assets.settings import SETTINGS_FILE, Settings, find_repository, load_settings
+from lap_assets.store.repo import Repo
+
+INSTANCE_YAML = Path(__file__).parents[1] / "defs" / "dagster.yaml"
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """Settings, store and ledger of one repository folder."""
+
+    root: Path
+    settings: Settings
+
+    @classmethod
+    def open(cls, given: Path | str | None = None, overrides: dict | None = None) -> "Workspace":
+        """Open the repository at `given`, in `LAP_REPO`, or around the current folder; raises `BadInput` if there is none."""
+        root = find_repository(given)
+        return cls(root, load_settings(root, overrides))
+
+    @classmethod
+    def create(cls, root: Path, settings: dict | None = None) -> "Workspace":
+        """Make a new, empty repository in `root`; an existing one is refused."""
+        if (root / SETTINGS_FILE).exists():
+            raise BadInput(f"{root} is a repository already (it has {SETTINGS_FILE}); choose another folder or use it as it is")
+        root.mkdir(parents=True, exist_ok=True)
+        (root / "dagster").mkdir(exist_ok=True)
+        (root / "dagster" / "dagster.yaml").write_text(INSTANCE_YAML.read_text())
+        text = "# settings of this repository; `lap show settings` lists all there are with their values\n"
+        (root / SETTINGS_FILE).write_text(text + (yaml.safe_dump(settings) if settings else "{}\n"))
+        space = cls.open(root)
+        Ledger.create(space.ledger_url, journal=space.repo.append_journal)
+        return space
+
+    @property
+    def ledger_url(self) -> str:
+        return self.settings.ledger_url or f"sqlite:///{self.root / 'ledger.db'}"
+
+    @cached_property
+    def ledger(self) -> Ledger:
+        return Ledger.open(self.ledger_url, journal=self.repo.append_journal)
+
+    @cached_property
+    def repo(self) -> Repo:
+        return Repo(self.root, collections=self.settings.collections)
+
+    def survey(self, collection: str | None = None) -> Survey:
+        """The survey of one collection (default: the first open one)."""
+        return self.ledger.survey(check_name(collection or self.settings.collections[0], "collection"))
+
+    def configs(self) -> dict[str, str]:
+        """For each product the hash of the settings and code number now in force."""
+        return {name: f"{STAGES[name].config_sha256(self.settings)[:24]}.{PRODUCTS[name].code}" for name in PRODUCTS}

@@ -1,0 +1,249 @@
+"""The engine every stage shares: plan the units of partitions, skip what is done, make the rest, publish, report.
+
+A stage contributes only `plan` and `make` (see `pipeline/task.py`). Failures become states here, once for all:
+what the data forbid is a *result* with a manifest and a reason; what a retry could cure is a failure without one.
+The engine knows neither Dagster nor the ledger: it takes a survey, a repository and an executor, and yields reports.
+"""
+
+import hashlib
+import json
+import logging
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from typing import Any
+
+from lap_assets.errors import Conflict, IntegrityError, LapError, NoWork, UnprocessableData
+from lap_assets.model.ids import DataId
+from lap_assets.model.products import CALIBRATION_COLLECTION, CALIBRATIONS, get_product
+from lap_assets.model.states import DONE, DROPPED, FAILED, NO_WORK, RESULTS, UNPROCESSABLE
+from lap_assets.model.survey import Survey
+from lap_assets.pipeline.compute import discard_executor, get_executor
+from lap_assets.pipeline.stages import STAGES, Stage
+from lap_assets.pipeline.task import Output, Task, UnitReport
+from lap_assets.settings import Settings
+from lap_assets.store.repo import Repo
+
+log = logging.getLogger(__name__)
+
+# faults that a later try may cure: disk, memory, a lost worker, an input that must be re-created first
+TRANSIENT = (OSError, MemoryError, BrokenProcessPool, IntegrityError, Conflict)
+
+
+@dataclass(frozen=True)
+class PartitionReport:
+    """What became of one partition: its state, and its units in order."""
+
+    product: str
+    partition: str
+    state: str
+    units: tuple[UnitReport, ...]
+    seconds: float = 0.0
+    reason: str = ""
+
+    @property
+    def content(self) -> str:
+        """Hash over the states and contents of the units."""
+        return hash_json([[u.data_id.unit, u.state, u.content] for u in self.units])
+
+    @property
+    def reasons(self) -> dict[str, str]:
+        """Unit (or "" for the whole) → why it is not `done`."""
+        return {u.data_id.unit: f"{u.state}: {u.reason}" for u in self.units if u.state != DONE}
+
+    def count(self, state: str) -> int:
+        return sum(unit.state == state for unit in self.units)
+
+    @property
+    def skipped(self) -> int:
+        return sum(unit.skipped for unit in self.units)
+
+
+@dataclass(frozen=True)
+class Session:
+    """What the engine needs to work: the survey, where products live, how to compute, and how to tell of progress.
+
+    `fences` gives the fencing number of the lease on a (product, partition); `tell` is called with each unit's report.
+    """
+
+    survey: Survey
+    repo: Repo
+    settings: Settings
+    run_id: str = ""
+    fences: Callable[[str, str], int] = lambda product, partition: 0
+    tell: Callable[[UnitReport], None] = lambda report: None
+
+
+def hash_json(value: Any) -> str:
+    """SHA-256 of a JSON-able value in canonical form."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def compute_recipe(stage: Stage, task: Task) -> str:
+    """Hash of all that decides the bytes of a unit: product and code number, inputs, settings, facts from the survey."""
+    product = get_product(stage.product)
+    inputs = sorted([str(pin.data_id), pin.content] for pin in task.inputs)
+    return hash_json(
+        {
+            "product": product.name,
+            "code": product.code,
+            "partition": task.data_id.partition,
+            "unit": task.data_id.unit,
+            "inputs": inputs,
+            "config": stage.config_sha256(task.settings),
+            "params": dict(task.params),
+        }
+    )
+
+
+def make_partitions(session: Session, product: str, partitions: Sequence[str]) -> Iterator[PartitionReport]:
+    """Make what is missing of the given partitions; yields a report per partition as each is complete.
+
+    Units whose manifest names the same recipe, and whose files are there, are skipped and counted.
+    """
+    stage = STAGES[product]
+    pending: dict[Future, tuple[str, Task]] = {}
+    reports: dict[str, dict[DataId, UnitReport]] = {}
+    waiting: dict[str, int] = {}
+    started = time.perf_counter()
+    executor = get_executor(session.settings.compute)
+    for partition in partitions:
+        tasks, reports[partition] = _split_done(session, stage, partition)
+        waiting[partition] = len(tasks)
+        for task in tasks:
+            future = executor.submit(
+                make_unit, product, task, session.repo.root, session.fences(product, partition), session.run_id
+            )
+            pending[future] = (partition, task)
+        if not tasks:
+            yield _close(product, partition, reports[partition], started)
+    for future in as_completed(pending):
+        partition, task = pending[future]
+        report = _collect(session, future, task)
+        session.tell(report)
+        reports[partition][task.data_id] = report
+        waiting[partition] -= 1
+        if not waiting[partition]:
+            yield _close(product, partition, reports[partition], started)
+
+
+def _split_done(session: Session, stage: Stage, partition: str) -> tuple[list[Task], dict[DataId, UnitReport]]:
+    """Tasks still to do, and reports of the units that are done with the same recipe."""
+    collection = collection_of(session.survey, stage.product)
+    todo, done = [], {}
+    for task in stage.plan(session.survey, session.repo, session.settings, collection, partition):
+        manifest = session.repo.manifest(task.data_id)
+        fits = manifest is not None and manifest.recipe == compute_recipe(stage, task) and manifest.state in RESULTS
+        if fits and session.repo.has_files(task.data_id):
+            report = UnitReport(
+                task.data_id, manifest.state, manifest.content_sha256, True, manifest.reason, 0.0, manifest.bytes, manifest.metrics
+            )
+            session.tell(report)
+            done[task.data_id] = report
+        else:
+            todo.append(task)
+    return todo, done
+
+
+def collection_of(survey: Survey, product: str) -> str:
+    """The collection a product of this survey lives in: masters lie outside all collections."""
+    return CALIBRATION_COLLECTION if get_product(product).partitions == CALIBRATIONS else survey.collection
+
+
+def _collect(session: Session, future: Future, task: Task) -> UnitReport:
+    try:
+        return future.result()
+    except BrokenProcessPool:
+        discard_executor(session.settings.compute)
+        return UnitReport(task.data_id, FAILED, reason="the worker process was lost (killed, or out of memory); it will be tried again")
+
+
+def _close(product: str, partition: str, units: dict[DataId, UnitReport], started: float) -> PartitionReport:
+    ordered = tuple(units[data_id] for data_id in sorted(units))
+    state = combine_states([unit.state for unit in ordered])
+    reason = "" if state == DONE else next((f"{u.data_id.unit}: {u.reason}".lstrip(": ") for u in ordered if u.state == state), "nothing to do")
+    return PartitionReport(product, partition, state, ordered, time.perf_counter() - started, reason)
+
+
+def drop_partition(session: Session, product: str, partition: str, reason: str) -> PartitionReport:
+    """Give up on a partition: publish `dropped`, with the reason, for each unit that has no result."""
+    stage, started = STAGES[product], time.perf_counter()
+    todo, reports = _split_done(session, stage, partition)
+    for task in todo:
+        manifest = session.repo.publish(
+            task.data_id, {}, inputs=task.inputs, recipe=compute_recipe(stage, task), config_sha256=stage.config_sha256(task.settings),
+            code=get_product(product).code, metrics={}, state=DROPPED, reason=reason, fence=session.fences(product, partition), run_id=session.run_id,
+        )
+        reports[task.data_id] = UnitReport(task.data_id, DROPPED, manifest.content_sha256, False, reason)
+    return _close(product, partition, reports, started)
+
+
+def combine_states(states: Sequence[str]) -> str:
+    """State of a partition from its units': failed if any may still be cured, done if any is done, else the common result."""
+    if FAILED in states:
+        return FAILED
+    if DONE in states:
+        return DONE
+    for state in (DROPPED, UNPROCESSABLE):
+        if state in states:
+            return state
+    return NO_WORK
+
+
+def make_unit(product: str, task: Task, root: Any, fence: int, run_id: str) -> UnitReport:
+    """Make and publish one unit; runs in a worker. Never raises for what can be reported as a state."""
+    stage = STAGES[product]
+    repo = Repo(root)
+    started = time.perf_counter()
+    publish = {
+        "inputs": task.inputs,
+        "recipe": compute_recipe(stage, task),
+        "config_sha256": stage.config_sha256(task.settings),
+        "code": get_product(product).code,
+        "fence": fence,
+        "run_id": run_id,
+    }
+    with repo.keep_log(task.data_id):
+        state, reason, output = _attempt(stage, task, repo)
+        if state == FAILED:
+            return UnitReport(task.data_id, FAILED, reason=reason, seconds=time.perf_counter() - started)
+        seconds = time.perf_counter() - started
+        try:
+            manifest = repo.publish(
+                task.data_id, output.members, metrics=output.metrics, state=state, reason=reason, seconds=seconds,
+                refers_to=output.refers_to, **publish,
+            )
+        except TRANSIENT as error:
+            log.error("not published: %s", error)
+            return UnitReport(task.data_id, FAILED, reason=describe_fault(error), seconds=seconds)
+    return UnitReport(task.data_id, state, manifest.content_sha256, False, reason, seconds, manifest.bytes, output.metrics)
+
+
+def _attempt(stage: Stage, task: Task, repo: Repo) -> tuple[str, str, Output]:
+    """Run `make` and turn what it raises into (state, reason, output)."""
+    empty = Output({})
+    try:
+        output = stage.make(task, repo)
+        log.info("made %s", task.data_id)
+        return DONE, "", output
+    except NoWork as error:
+        log.info("no work: %s", error)
+        return NO_WORK, str(error), empty
+    except UnprocessableData as error:
+        log.warning("unprocessable: %s", error)
+        return UNPROCESSABLE, str(error), empty
+    except TRANSIENT as error:
+        log.error("failed: %s\n%s", error, traceback.format_exc())
+        return FAILED, describe_fault(error), empty
+    except Exception as error:  # a defect of the code: no retry cures it, so the unit is dropped, named, and the rest goes on
+        log.error("dropped: %s\n%s", error, traceback.format_exc())
+        return DROPPED, describe_fault(error), empty
+
+
+def describe_fault(error: BaseException) -> str:
+    """One line that names a fault."""
+    text = " ".join(str(error).split())
+    return text if isinstance(error, LapError) else f"{type(error).__name__}: {text}"

@@ -1,0 +1,76 @@
+"""The stages of the pipeline as data: which functions plan and make each product, and which settings they depend on.
+
+Functions are named, not imported, so that listing the stages costs nothing; `Stage.plan` and `Stage.make` import
+their module on first use. The order of `STAGES` is the order of the chain from raw frame to mass map.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+
+from lap_assets.settings import Settings
+
+
+@dataclass(frozen=True)
+class Stage:
+    """How one product is made.
+
+    Attributes
+    ----------
+    product : str
+    module : str
+        Module of `lap_assets.pipeline` that holds the two functions.
+    sections : tuple of str
+        Sections of `Settings` that its bytes depend on.
+    suffix : str
+        Where a module makes more than one product, its functions are called `plan_<suffix>` and `make_<suffix>`.
+    memory_gib : float
+        Declared peak of one worker.
+    """
+
+    product: str
+    module: str
+    sections: tuple[str, ...]
+    suffix: str = ""
+    memory_gib: float = 1.0
+
+    @property
+    def plan(self) -> Callable:
+        return self._function("plan")
+
+    @property
+    def make(self) -> Callable:
+        return self._function("make")
+
+    def _function(self, name: str) -> Callable:
+        module = import_module(f"lap_assets.pipeline.{self.module}")
+        return getattr(module, f"{name}_{self.suffix}" if self.suffix else name)
+
+    def config_sha256(self, settings: Settings) -> str:
+        """Hash of the settings this stage's bytes depend on."""
+        values = {name: getattr(settings, name).model_dump(mode="json") for name in self.sections}
+        return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+STAGES: dict[str, Stage] = {
+    stage.product: stage
+    for stage in (
+        Stage("master_biases", "calibrations", ("calibrations",), suffix="biases"),
+        Stage("master_flats", "calibrations", ("calibrations",), suffix="flats"),
+        Stage("chips", "chips", ("chips",)),
+        Stage("solutions", "solutions", ("solutions",)),
+        Stage("joint_solutions", "joint_solutions", ("joint_solutions",)),
+        Stage("warps", "warps", ("warps",)),
+        Stage("stacks", "stacks", ("stacks",)),
+        Stage("diffs", "diffs", ("diffs", "stacks")),
+        Stage("streak_masks", "streak_masks", ("streak_masks",)),
+        Stage("final_stacks", "final_stacks", ("stacks",)),
+        Stage("object_catalogs", "object_catalogs", ("object_catalogs",)),
+        Stage("shear_catalogs", "shear_catalogs", ("shear_catalogs",)),
+        Stage("mass_maps", "mass_maps", ("mass_maps",)),
+        Stage("mass_fits", "mass_fits", ("mass_fits",)),
+        Stage("transients", "transients", ("transients",)),
+    )
+}

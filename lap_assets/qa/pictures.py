@@ -1,0 +1,95 @@
+"""Pictures of images as PNG bytes: small grey thumbnails for manifests and colour pictures of three bands.
+
+Arrays in, bytes out, numpy and pillow only; the bytes depend on the pixels alone (no clock, no software name in the
+file). North is up and east to the left, as skycells lie (row 0 of an image is the bottom row of its picture). Plots
+with axes are `plots.py`'s.
+"""
+
+from io import BytesIO
+
+import numpy as np
+from PIL import Image
+
+from lap_assets.model.image import Mask
+
+MAX_THUMBNAIL_BYTES = 10_000
+_PICTURE_LEVELS = (64, 32, 16, 8, 4)  # grey levels tried until a thumbnail is small enough
+
+
+def thumbnail(sci: np.ndarray, mask: np.ndarray | None = None, size_px: int = 160) -> bytes:
+    """A grey picture of an image, asinh stretch, as a PNG of at most 10 kB.
+
+    Parameters
+    ----------
+    sci : (ny, nx) array
+        Any unit; not finite values are shown black.
+    mask : (ny, nx) int16 or bool array, optional
+        Pixels with `Mask.NO_DATA` (or True) are shown black.
+    size_px : int
+        Longest side of the picture; images are never enlarged.
+    """
+    valid = np.isfinite(sci) & ~_blank_pixels(mask, sci.shape)
+    small, filled = shrink_image(sci, valid, size_px)
+    grey = stretch_asinh(small, filled)[::-1]
+    for levels in _PICTURE_LEVELS:
+        data = _encode_grey(grey, levels)
+        if len(data) <= MAX_THUMBNAIL_BYTES:
+            return data
+    # noise that cannot be packed: a smaller picture always can
+    return thumbnail(sci, mask, max(size_px // 2, 16))
+
+
+def shrink_image(sci: np.ndarray, valid: np.ndarray, size_px: int) -> tuple[np.ndarray, np.ndarray]:
+    """Average blocks of pixels until the longest side is at most `size_px`.
+
+    Returns the (my, mx) float64 means of the valid pixels of each block (0 where none) and a bool array of blocks at
+    least half of whose pixels are valid. Rows and columns that fill no complete block are left out.
+    """
+    ny, nx = sci.shape
+    step = max(1, -(-max(ny, nx) // size_px))
+    my, mx = max(1, ny // step), max(1, nx // step)
+    sy, sx = min(step, ny), min(step, nx)
+    blocks = (my, sy, mx, sx)
+    good = valid[: my * sy, : mx * sx].reshape(blocks)
+    values = np.where(good, sci[: my * sy, : mx * sx].reshape(blocks), 0.0)
+    count = good.sum(axis=(1, 3))
+    mean = values.sum(axis=(1, 3), dtype=np.float64) / np.maximum(count, 1)
+    return mean, 2 * count >= sy * sx
+
+
+def stretch_asinh(image: np.ndarray, valid: np.ndarray, softening: float = 3.0) -> np.ndarray:
+    """Map an image to [0, 1]: linear within `softening` sigma of the sky, logarithmic above; 0 where not valid.
+
+    Black is 2 sigma below the median and white the 99.7 percentile (at least 20 sigma above), so that a blank field
+    stays grey.
+    """
+    if not valid.any():
+        return np.zeros(image.shape)
+    values = image[valid]
+    middle = float(np.median(values))
+    sigma = 1.4826 * float(np.median(np.abs(values - middle)))
+    if sigma <= 0:
+        sigma = float(values.std()) or 1.0
+    top = max((float(np.percentile(values, 99.7)) - middle) / sigma, 20.0)
+    scaled = np.arcsinh((image - middle) / (softening * sigma))
+    low, high = np.arcsinh(-2.0 / softening), np.arcsinh(top / softening)
+    return np.where(valid, np.clip((scaled - low) / (high - low), 0.0, 1.0), 0.0)
+
+
+def _blank_pixels(mask: np.ndarray | None, shape: tuple[int, int]) -> np.ndarray:
+    if mask is None:
+        return np.zeros(shape, bool)
+    return mask if mask.dtype == bool else (mask & int(Mask.NO_DATA)) != 0
+
+
+def _encode_grey(grey: np.ndarray, levels: int) -> bytes:
+    """PNG bytes of a [0, 1] image in `levels` shades (a palette packs several pixels into a byte)."""
+    index = np.minimum((grey * levels).astype(np.uint8), levels - 1)
+    picture = Image.fromarray(index).convert("L")
+    picture = Image.frombytes("P", index.shape[::-1], index.tobytes())
+    shades = np.repeat((np.arange(levels) * 255 // (levels - 1)).astype(np.uint8), 3)
+    picture.putpalette(shades.tobytes())
+    buffer = BytesIO()
+    bits = int(np.ceil(np.log2(levels)))
+    picture.save(buffer, format="PNG", compress_level=9, bits=bits if bits in (1, 2, 4) else 8)
+    return buffer.getvalue()

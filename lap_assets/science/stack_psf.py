@@ -1,0 +1,101 @@
+"""The PSF of one band of a stacked skycell: from its own stars, or a stand-in where they are too few.
+
+Here: choosing the stars, the order of the model and the fall-back. The model itself is `psf.py`'s.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import sep
+
+from lap_assets.errors import UnprocessableData
+from lap_assets.model.image import Mask
+from lap_assets.science.catalog import BandImage
+from lap_assets.science.forced import PsfAt
+from lap_assets.science.psf import fit_psf
+from lap_assets.science.star_galaxy import select_psf_stars
+
+
+@dataclass(frozen=True)
+class MoffatPsf:
+    """A round Moffat profile, the same everywhere."""
+
+    fwhm_px: float
+    stamp_px: int
+    beta: float = 3.0
+
+    def evaluate(self, x: float, y: float) -> np.ndarray:
+        """(s, s) float64 stamp, sum 1, centred on its middle pixel; each pixel is averaged over 5 x 5 points."""
+        alpha2 = (self.fwhm_px / 2.0) ** 2 / (2.0 ** (1.0 / self.beta) - 1.0)
+        fine = (np.arange(self.stamp_px * 5) - (self.stamp_px * 5 - 1) / 2.0) / 5.0
+        profile = (1.0 + (fine[:, None] ** 2 + fine[None, :] ** 2) / alpha2) ** -self.beta
+        stamp = profile.reshape(self.stamp_px, 5, self.stamp_px, 5).mean(axis=(1, 3))
+        return stamp / stamp.sum()
+
+
+@dataclass(frozen=True)
+class StackPsf:
+    """The PSF of a band of a skycell and how it was come by; `degree` is -1 for the Moffat stand-in."""
+
+    model: PsfAt
+    fwhm_px: float
+    n_stars: int
+    degree: int
+
+
+def stamp_size(fwhm_px: float) -> int:
+    """Odd number of pixels that holds a PSF and its wings: 4 FWHM to each side, at least 25 pixels."""
+    return max(25, 2 * int(np.ceil(4.0 * fwhm_px)) + 1)
+
+
+def model_stack_psf(
+    band: BandImage,
+    x: np.ndarray,
+    y: np.ndarray,
+    flux: np.ndarray,
+    snr: np.ndarray,
+    clean: np.ndarray,
+    fwhm_px: float,
+    min_snr: float = 50.0,
+    min_stars: int = 5,
+) -> StackPsf:
+    """Model the PSF from the stars among objects at (x, y); with fewer than `min_stars`, a Moffat of `fwhm_px`.
+
+    The polynomial order of its variation is what the number of stars bears: 2 from 60, 1 from 20, else 0.
+
+    Parameters
+    ----------
+    flux, snr : (n,) float
+        In some aperture around each object.
+    clean : (n,) bool
+        Neither saturated, blended, nor next to bad pixels.
+    fwhm_px : float
+        Expected seeing.
+    """
+    size = stamp_size(fwhm_px)
+    reach = np.full(len(x), 3.0 * fwhm_px)
+    half_light = sep.flux_radius(band.sci, x, y, reach, 0.5, mask=band.empty)[0] if len(x) else np.zeros(0)
+    stars = select_psf_stars(np.nan_to_num(half_light), snr, clean, min_snr)
+    n = len(stars)
+    if n >= min_stars:
+        degree = 2 if n >= 60 else 1 if n >= 20 else 0
+        hidden = np.where(band.empty, band.mask | np.int16(Mask.NO_DATA), band.mask).astype(np.int16)
+        try:
+            model = fit_psf(
+                band.sci, band.var, hidden, x[stars], y[stars], flux[stars], stamp_px=size, degree=degree
+            )
+            return StackPsf(model, measure_fwhm(model, band.sci.shape), n, degree)
+        except UnprocessableData:
+            n = 0  # the stars contradict each other: better a plain profile than none
+    return StackPsf(MoffatPsf(fwhm_px, size), fwhm_px, n, -1)
+
+
+def measure_fwhm(model: PsfAt, shape: tuple[int, int]) -> float:
+    """FWHM (pixels) of the model in the middle of the image, from the area above half of its (interpolated) peak."""
+    stamp = model.evaluate((shape[1] - 1) / 2.0, (shape[0] - 1) / 2.0)
+    size, fine = stamp.shape[0], 8
+    spectrum = np.fft.fftshift(np.fft.fft2(stamp))
+    padded = np.pad(spectrum, (size * (fine - 1) + 1) // 2)
+    smooth = np.fft.ifft2(np.fft.ifftshift(padded)).real
+    scale = padded.shape[0] / size
+    return float(2.0 * np.sqrt(np.count_nonzero(smooth > smooth.max() / 2.0) / np.pi) / scale)

@@ -1,0 +1,104 @@
+"""Stars or galaxies: size against the PSF model, and which stars may make that model.
+
+Here: the spread model, the extendedness classes, and the selection of PSF stars by the stellar locus. The PSF model
+itself is `psf.py`'s; probabilities from colours and Gaia are a later refinement of this module.
+"""
+
+import numpy as np
+from scipy import fft
+
+from lap_assets.model.objects import Extendedness
+
+# SPREAD_MODEL compares with an exponential disk of this scale length in FWHM (Desai et al. 2012, section 3.4)
+_DISK_SCALE = 1.0 / 16.0
+
+
+def measure_spread(
+    flux: np.ndarray, variance: np.ndarray, kind: np.ndarray, psfs: np.ndarray, fwhm_px: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """SPREAD_MODEL and its error: 0 for a point source, positive for what is wider, negative for what is sharper.
+
+    The linear discriminant between the PSF and the PSF convolved with a small exponential disk (Desai et al. 2012,
+    eq. 6; Bouy et al. 2013). Arrays as of `forced.cut_stamps` and `forced.render_psfs`; NaN where most is not clean.
+    """
+    disks = convolve_disk(psfs, fwhm_px * _DISK_SCALE)
+    clean = kind == 0
+    p, g = np.where(clean, psfs, 0.0), np.where(clean, disks, 0.0)
+    pp, gp = _dot(p, p), _dot(g, p)
+    fp, fg = _dot(flux, p), _dot(flux, g)
+    enough = (pp > 0.5 * _dot(psfs, psfs)) & (fp > 0)
+    fp, pp = np.where(enough, fp, np.nan), np.where(enough, pp, np.nan)
+    spread = fg / fp - gp / pp
+    # variance of the ratio, from that of each pixel
+    slope = (g - (fg / fp)[:, None, None] * p) / fp[:, None, None]
+    return spread, np.sqrt(_dot(slope**2, variance))
+
+
+def convolve_disk(psfs: np.ndarray, scale_px: float) -> np.ndarray:
+    """(n, s, s) stamps convolved with a round exponential disk; its transform is (1 + (2 pi k r)^2)^-1.5."""
+    size = psfs.shape[1]
+    padded = fft.next_fast_len(size + 8, real=True)
+    ky, kx = fft.fftfreq(padded)[:, None], fft.rfftfreq(padded)[None, :]
+    disk = (1.0 + (2.0 * np.pi * scale_px) ** 2 * (kx**2 + ky**2)) ** -1.5
+    return fft.irfft2(fft.rfft2(psfs, (padded, padded)) * disk, (padded, padded))[:, :size, :size]
+
+
+def _dot(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    return np.einsum("nij,nij->n", a, b)
+
+
+def combine_spreads(spreads: np.ndarray, errors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean over bands (first axis) by inverse variance; NaNs are left out, NaN where there is nothing."""
+    good = np.isfinite(spreads) & (errors > 0)
+    weight = np.where(good, 1.0 / np.where(good, errors, 1.0) ** 2, 0.0)
+    total = weight.sum(axis=0)
+    known = np.where(total > 0, total, np.nan)
+    return (weight * np.where(good, spreads, 0.0)).sum(axis=0) / known, 1.0 / np.sqrt(known)
+
+
+def classify_extendedness(spread: np.ndarray, error: np.ndarray) -> np.ndarray:
+    """(n,) int8 `Extendedness` by three cuts on SPREAD_MODEL (DES Y3; Sevilla-Noarbe et al. 2018, eq. 3)."""
+    known = np.isfinite(spread) & np.isfinite(error)
+    s, e = np.where(known, spread, 0.0), np.where(known, error, 0.0)
+    classes = (s + 3.0 * e > 0.005).astype(np.int8) + (s + e > 0.003) + (s - e > 0.001)
+    return np.where(known, classes, int(Extendedness.UNKNOWN)).astype(np.int8)
+
+
+def select_psf_stars(
+    half_light_px: np.ndarray, snr: np.ndarray, clean: np.ndarray, min_snr: float, max_stars: int = 300
+) -> np.ndarray:
+    """Indices of objects on the stellar locus, brightest first.
+
+    Among clean bright objects stars crowd at one half-light radius while galaxies are spread over larger ones: the
+    locus is the half-sample mode of log radius (Robertson & Cryer 1974), its width the scatter of what lies just
+    below and around it.
+
+    Parameters
+    ----------
+    half_light_px, snr : (n,) float
+    clean : (n,) bool
+        Neither saturated, blended, nor next to bad pixels.
+    """
+    bright = np.flatnonzero(clean & (snr >= min_snr) & (half_light_px > 0) & np.isfinite(half_light_px))
+    if not len(bright):
+        return bright
+    size = np.log(half_light_px[bright])
+    centre = find_mode(size)
+    # galaxies only widen the upper side, so the lower side tells the width of the locus
+    below = centre - size[(size <= centre) & (size > centre - 0.3)]
+    width = np.clip(1.4826 * np.median(below) if len(below) else 0.02, 0.01, 0.05)
+    near = np.abs(size - centre) <= 3.0 * width
+    chosen = bright[near]
+    return chosen[np.argsort(-snr[chosen], kind="stable")][:max_stars]
+
+
+def find_mode(values: np.ndarray) -> float:
+    """Half-sample mode of a sample: the densest half, again and again."""
+    v = np.sort(np.asarray(values, dtype=np.float64))
+    while len(v) > 3:
+        half = (len(v) + 1) // 2
+        first = int(np.argmin(v[half - 1 :] - v[: len(v) - half + 1]))
+        v = v[first : first + half]
+    if len(v) == 3:
+        v = v[:2] if v[1] - v[0] < v[2] - v[1] else v[1:]
+    return float(v.mean())

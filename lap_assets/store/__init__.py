@@ -1,0 +1,1 @@
+"""Bytes on disk: paths, files, publishing, reading, checking. Knows neither dagster nor the ledger."""

@@ -1,0 +1,222 @@
+"""Members: one file of a unit, written with its hashes and read back with its structure checked.
+
+Joins the formats (`fits_format.py`, `table_format.py`) and the product table. Which directory a member lies in and
+when it becomes visible is `publish.py`'s.
+"""
+
+import hashlib
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import pandas as pd
+
+from lap_assets.errors import PermanentFailure
+from lap_assets.model.ids import check_name
+from lap_assets.model.image import MaskedImage
+from lap_assets.model.products import Member, Product
+from lap_assets.store import fits_format, table_format
+from lap_assets.store.fits_format import MalformedFile, Plane
+
+NOT_CONTENT = frozenset({"preview.png"})  # pictures for people: listed and hashed, but no part of the content
+_PNG = b"\x89PNG\r\n\x1a\n"
+
+
+@dataclass(frozen=True)
+class MemberRecord:
+    """What a manifest says of one member: `sha256` of the file, `content_sha256` of what it decodes to."""
+
+    name: str
+    bytes: int
+    sha256: str
+    content_sha256: str
+
+
+# ---- writing
+
+
+def check_members(product: Product, members: Mapping[str, Any]) -> dict[str, Any]:
+    """The members ready to be written, in the order of their names.
+
+    Raises
+    ------
+    PermanentFailure
+        A member the product table asks for is missing, one is not in it, planes are missing, differ in shape or are
+        not finite, columns are missing, or a type cannot be stored.
+    """
+    known = {member.name: member for member in product.members}
+    missing = [name for name, member in known.items() if name not in members and not member.optional]
+    if missing:
+        raise PermanentFailure(f"member {', '.join(missing)} is missing; the product table asks for it")
+    ready = {}
+    for name in sorted(members):
+        if name not in known:
+            raise PermanentFailure(f"member {name} is not in the product table, which has: {', '.join(known)}")
+        ready[name] = _check_value(known[name], members[name])
+    return ready
+
+
+def _check_value(member: Member, value: Any) -> Any:
+    kind = Path(check_name(member.name, "member")).suffix
+    if kind == ".fits":
+        return _check_planes(member, value)
+    if kind == ".parquet" and isinstance(value, pd.DataFrame):
+        _check_columns(member, list(value.columns))
+        return value
+    if kind == ".json" and isinstance(value, Mapping):
+        return table_format.encode_json(value)
+    if kind not in (".fits", ".parquet", ".json") and isinstance(value, bytes):
+        if kind == ".png" and not value.startswith(_PNG):
+            raise PermanentFailure(f"{member.name}: these bytes are no PNG picture")
+        return value
+    raise PermanentFailure(f"{member.name}: cannot be written from {type(value).__name__}")
+
+
+def _check_planes(member: Member, value: Any) -> dict[str, Plane]:
+    if isinstance(value, MaskedImage):
+        value = fits_format.planes_of_image(value)
+    if not isinstance(value, Mapping):
+        raise PermanentFailure(f"{member.name}: cannot be written from {type(value).__name__}")
+    planes: dict[str, Plane] = {}
+    for name, plane in value.items():
+        array, header = plane if isinstance(plane, tuple) else (plane, fits_format.fits.Header())
+        if check_name(name, "plane") != name.upper():
+            raise PermanentFailure(f"{member.name}: plane {name} must be written in capitals")
+        planes[name] = (fits_format.normalise_plane(name, array), header)
+    check_structure(member, {name: array for name, (array, _) in planes.items()})
+    return planes
+
+
+def check_structure(member: Member, arrays: Mapping[str, np.ndarray]) -> None:
+    """Raise `PermanentFailure` unless the planes of a FITS member are those of the product table and finite."""
+    missing = [name for name in member.planes if name not in arrays]
+    if missing or not arrays:
+        raise PermanentFailure(f"{member.name}: plane {', '.join(missing) or 'of any name'} is missing")
+    shapes = {name: array.shape for name, array in arrays.items()}
+    if member.planes and len(set(shapes.values())) > 1:
+        raise PermanentFailure(f"{member.name}: planes differ in shape: {shapes}")
+    for name, array in arrays.items():
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            bad = np.argwhere(~np.isfinite(array))
+            where = ", ".join(str(int(i)) for i in bad[0])
+            raise PermanentFailure(f"{member.name}: plane {name} is not finite in {len(bad)} pixels, first [{where}]")
+
+
+def _check_columns(member: Member, columns: Sequence[str]) -> None:
+    missing = [name for name in member.columns if name not in columns]
+    if missing:
+        raise PermanentFailure(f"{member.name}: column {', '.join(missing)} is missing")
+
+
+def write_member(path: Path, value: Any, provenance: Mapping[str, str]) -> MemberRecord:
+    """Write what `check_members` returned to a new file, fsynced, and hashed while it is written."""
+    if isinstance(value, dict):
+        # the two hashes cost more than the writing: the second is taken while the first waits for the disk
+        with ThreadPoolExecutor(1) as pool:
+            content = pool.submit(fits_format.hash_planes, value)
+            written = _write_file(path, fits_format.encode_planes(value, provenance))
+            return MemberRecord(path.name, *written, content.result())
+    if isinstance(value, pd.DataFrame):
+        data, content = table_format.encode_table(value)
+        return MemberRecord(path.name, *_write_file(path, [data]), content)
+    size, digest = _write_file(path, [value])
+    return MemberRecord(path.name, size, digest, digest)
+
+
+def _write_file(path: Path, pieces: Iterable[bytes | memoryview]) -> tuple[int, str]:
+    digest, size = hashlib.sha256(), 0
+    with path.open("xb", buffering=0) as stream:
+        for piece in pieces:
+            digest.update(piece)
+            _write_all(stream, piece)
+            size += len(piece)
+        os.fsync(stream.fileno())
+    return size, digest.hexdigest()
+
+
+def _write_all(stream: BinaryIO, piece: bytes | memoryview) -> None:
+    view = memoryview(piece)
+    while view:
+        view = view[stream.write(view) :]
+
+
+def combine_members(records: Iterable[MemberRecord]) -> str:
+    """Content hash of a unit from those of its members."""
+    counted = sorted((record.name, record.content_sha256) for record in records if record.name not in NOT_CONTENT)
+    lines = (f"{name} {content}\n" for name, content in counted)
+    return hashlib.sha256("".join(lines).encode("ascii")).hexdigest()
+
+
+# ---- reading
+
+
+def open_member(path: Path) -> BinaryIO:
+    """Open a member for reading; a symbolic link in its place is an error (`OSError`)."""
+    return os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC), "rb", buffering=0)
+
+
+def check_size(stream: BinaryIO, record: MemberRecord) -> None:
+    """Raise `MalformedFile` if an open member has not the size its manifest says."""
+    size = os.fstat(stream.fileno()).st_size
+    if size != record.bytes:
+        raise MalformedFile(f"{size} bytes on disk, the manifest says {record.bytes}")
+
+
+def hash_file(stream: BinaryIO) -> str:
+    """SHA-256 of an open member from its beginning."""
+    stream.seek(0)
+    return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def verify_member(stream: BinaryIO, record: MemberRecord, member: Member | None) -> None:
+    """Read an open member to the last byte; raises `MalformedFile` unless size, hash, structure and content agree."""
+    check_size(stream, record)
+    if hash_file(stream) != record.sha256:
+        raise MalformedFile("the bytes differ from the sha256 in the manifest")
+    stream.seek(0)
+    if decode_content(stream, record.name, member) != record.content_sha256:
+        raise MalformedFile("the decoded content differs from the content_sha256 in the manifest")
+
+
+def describe_folder(folder: Path, product: Product) -> dict[str, MemberRecord]:
+    """Records of all members in a content directory, from reading them to the last byte."""
+    known = {member.name: member for member in product.members}
+    records = {}
+    for path in sorted(folder.iterdir()):
+        with open_member(path) as stream:
+            digest, size = hash_file(stream), os.fstat(stream.fileno()).st_size
+            stream.seek(0)
+            records[path.name] = MemberRecord(
+                path.name, size, digest, decode_content(stream, path.name, known.get(path.name))
+            )
+    return records
+
+
+def decode_content(stream: BinaryIO, name: str, member: Member | None) -> str:
+    """Content hash of an open member, from what it decodes to; checks the structure on the way."""
+    kind = Path(name).suffix
+    if kind == ".fits":
+        arrays, content = fits_format.hash_decoded(stream)
+        if member:
+            _as_malformed(check_structure, member, arrays)
+        return content
+    data = stream.read()
+    if kind == ".parquet":
+        table, content = table_format.decode_table(data)
+        if member:
+            _as_malformed(_check_columns, member, list(table.columns))
+        return content
+    if kind == ".json":
+        table_format.decode_json(data)
+    return hashlib.sha256(data).hexdigest()
+
+
+def _as_malformed(check: Any, *arguments: Any) -> None:
+    try:
+        check(*arguments)
+    except PermanentFailure as error:
+        raise MalformedFile(str(error)) from None

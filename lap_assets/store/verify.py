@@ -1,0 +1,226 @@
+"""Checking what is on disk against its manifests: quarantine for what is broken, removal of what is left over.
+
+Nothing is repaired here: a quarantined unit is missing, and a run makes it again from its inputs. Publishing is
+`publish.py`'s.
+"""
+
+import contextlib
+import shutil
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from lap_assets.errors import IntegrityError
+from lap_assets.model.ids import DataId
+from lap_assets.model.products import get_product
+from lap_assets.model.states import CORRUPT
+from lap_assets.store.files import check_size, open_member, verify_member
+from lap_assets.store.fits_format import MalformedFile
+from lap_assets.store.layout import MANIFEST, Layout, is_temporary, temporary_beside
+from lap_assets.store.manifest import Manifest, decode_manifest
+from lap_assets.store.publish import check_inside, create_folders, replace_file, sync_folder
+from lap_assets.store.repo import Repo
+from lap_assets.store.table_format import encode_json
+
+KEEP_SECONDS = 3600.0  # replaced versions and files being written are left alone this long
+NOTE = "corrupt.json"  # beside a quarantined version: what it was and why it is here
+
+
+@dataclass
+class FsckReport:
+    """What `fsck` found.
+
+    Attributes
+    ----------
+    units, bytes : int
+        Units with a manifest that were looked at, and the size of their members.
+    broken : dict of DataId to str
+        Units that were quarantined, and why.
+    orphans : list of Path
+        Versions no manifest names: replaced ones, and those of a writer that was killed. `sweep` removes them.
+    removed : list of Path
+        Temporary files and folders of writers that are gone.
+    """
+
+    units: int = 0
+    bytes: int = 0
+    broken: dict[DataId, str] = field(default_factory=dict)
+    orphans: list[Path] = field(default_factory=list)
+    removed: list[Path] = field(default_factory=list)
+
+    @property
+    def lines(self) -> list[str]:
+        """The report as lines for a terminal."""
+        lines = [f"{data_id}: {problem}" for data_id, problem in self.broken.items()]
+        lines.append(
+            f"{self.units} units, {self.bytes / 1e6:.1f} MB: {len(self.broken)} broken and quarantined, "
+            f"{len(self.removed)} left-over temporary files removed, {len(self.orphans)} replaced versions kept"
+        )
+        return lines
+
+
+def fsck(repo: Repo, full: bool = False, now: float | None = None, keep_seconds: float = KEEP_SECONDS) -> FsckReport:
+    """Check every unit of the store; what is broken is quarantined and so is missing for the next run.
+
+    Parameters
+    ----------
+    full : bool
+        Read every byte and compare hashes and decoded content; otherwise manifests, presence and sizes.
+    now : float, optional
+        Seconds since the epoch; the clock if not given.
+    keep_seconds : float
+        Age from which temporary files are taken for left over.
+    """
+    before = (time.time() if now is None else now) - keep_seconds
+    report, layout = FsckReport(), repo.layout
+    for data_id in layout.find_all_units():
+        _check_unit(layout, data_id, full, report)
+        report.removed += remove_temporary(layout.unit_dir(data_id), before)
+    for folder in layout.shared_folders():
+        report.removed += remove_temporary(folder, before)
+    return report
+
+
+def _check_unit(layout: Layout, data_id: DataId, full: bool, report: FsckReport) -> None:
+    manifest, problem = _find_problem(layout, data_id, full)
+    if problem:
+        # a writer may have replaced it meanwhile: only what is still so is set aside
+        manifest, problem = _find_problem(layout, data_id, full)
+    if problem:
+        place = quarantine_unit(layout, data_id, manifest, problem)
+        report.broken[data_id] = f"{problem}; quarantined in {place}"
+    current = manifest.directory if manifest else ""
+    report.orphans += [entry for entry in layout.find_versions(data_id) if entry.name != current]
+    if manifest or problem:
+        report.units += 1
+        report.bytes += manifest.bytes if manifest else 0
+
+
+def _find_problem(layout: Layout, data_id: DataId, full: bool) -> tuple[Manifest | None, str]:
+    """The manifest of a unit, as far as it can be read, and what is wrong; empty if nothing is."""
+    path = layout.manifest(data_id)
+    manifest = None
+    try:
+        check_inside(path.parent)
+        with open_member(path) as stream:
+            manifest = decode_manifest(stream.read(), data_id)
+        path = layout.content_dir(data_id, manifest.directory) if manifest.directory else path
+        check_inside(path)
+        for name, record in manifest.members.items():
+            path = layout.member(data_id, manifest.directory, name)
+            with open_member(path) as stream:
+                if full:
+                    known = {member.name: member for member in get_product(data_id.product).members}
+                    verify_member(stream, record, known.get(name))
+                else:
+                    check_size(stream, record)
+    except FileNotFoundError:
+        return manifest, "" if manifest is None else f"{path} is missing"
+    except (MalformedFile, IntegrityError, OSError) as error:
+        return manifest, f"{path}: {error}"
+    return manifest, ""
+
+
+def quarantine_unit(layout: Layout, data_id: DataId, manifest: Manifest | None, problem: str) -> Path:
+    """Move the current version of a unit, then its manifest, out of the way, bytes kept; returns the new folder.
+
+    In this order: killed between the two moves, the unit is still found broken the next time.
+    """
+    place = _make_place(layout, data_id)
+    if manifest and manifest.directory:
+        with contextlib.suppress(FileNotFoundError):
+            layout.content_dir(data_id, manifest.directory).rename(place / manifest.directory)
+    with contextlib.suppress(FileNotFoundError):
+        layout.manifest(data_id).rename(place / MANIFEST)
+    sync_folder(layout.unit_dir(data_id))
+    note = {"data_id": str(data_id), "state": CORRUPT, "reason": problem}
+    replace_file(place / NOTE, encode_json(note))
+    return place
+
+
+def _make_place(layout: Layout, data_id: DataId) -> Path:
+    folder = layout.quarantine_dir(data_id)
+    create_folders(layout.root, folder)
+    number = 1
+    while True:
+        try:
+            (folder / str(number)).mkdir()
+            return folder / str(number)
+        except FileExistsError:
+            number += 1
+
+
+def remove_temporary(folder: Path, before: float) -> list[Path]:
+    """Remove what writers left in `folder` and did not touch since `before` (seconds since the epoch)."""
+    removed = []
+    for entry in sorted(folder.iterdir()):
+        if is_temporary(entry.name) and _newest(entry) < before:
+            if entry.is_dir() and not entry.is_symlink():
+                shutil.rmtree(entry)
+            else:
+                entry.unlink()
+            removed.append(entry)
+    return removed
+
+
+def _newest(entry: Path) -> float:
+    times = [entry.lstat().st_mtime]
+    if entry.is_dir() and not entry.is_symlink():
+        times += [one.lstat().st_mtime for one in entry.iterdir()]
+    return max(times)
+
+
+def sweep(
+    repo: Repo,
+    now: float | None = None,
+    keep_seconds: float = KEEP_SECONDS,
+    leased: frozenset[DataId] = frozenset(),
+) -> list[Path]:
+    """Remove versions replaced more than `keep_seconds` ago; returns what was removed.
+
+    Parameters
+    ----------
+    now : float, optional
+        Seconds since the epoch; the clock if not given.
+    leased : set of DataId
+        Units someone holds a lease on: left alone.
+    """
+    now = time.time() if now is None else now
+    removed, layout = [], repo.layout
+    for data_id in layout.find_all_units():
+        if data_id not in leased:
+            removed += _sweep_unit(layout, data_id, now - keep_seconds)
+    return removed
+
+
+def _sweep_unit(layout: Layout, data_id: DataId, before: float) -> list[Path]:
+    removed, folder = [], layout.unit_dir(data_id)
+    for entry in layout.find_versions(data_id):
+        if _last_used(folder, entry) > before or _is_current(folder, data_id, entry):
+            continue
+        scratch = temporary_beside(folder)
+        entry.rename(scratch)
+        # a writer may have taken it up again between the two looks
+        if _is_current(folder, data_id, entry):
+            scratch.rename(entry)
+            continue
+        shutil.rmtree(scratch)
+        removed.append(entry)
+    return removed
+
+
+def _last_used(folder: Path, entry: Path) -> float:
+    """Time until which a version may have been the current one: when the manifest was replaced, or it was written."""
+    times = [entry.stat().st_mtime]
+    with contextlib.suppress(FileNotFoundError):
+        times.append((folder / MANIFEST).stat().st_mtime)
+    return max(times)
+
+
+def _is_current(folder: Path, data_id: DataId, entry: Path) -> bool:
+    try:
+        return decode_manifest((folder / MANIFEST).read_bytes(), data_id).directory == entry.name
+    except FileNotFoundError:
+        return False
+    except MalformedFile:
+        return True  # cannot be told: leave it to fsck

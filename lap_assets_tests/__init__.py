@@ -1,0 +1,1 @@
+"""Tests of lap_assets; the folders mirror the package."""

@@ -1,0 +1,1 @@
+"""Benchmarks: figures with targets, never asserted in tests. `make bench [ONLY=name]`."""

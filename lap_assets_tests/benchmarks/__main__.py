@@ -1,0 +1,35 @@
+"""Runs the benchmarks: `python -m lap_assets_tests.benchmarks [--only NAME] [--list]`.
+
+NAME is the beginning of a benchmark's name (`spine`, `spine.demo`).
+"""
+
+import argparse
+import sys
+
+from lap_assets_tests.benchmarks import spine
+from lap_assets_tests.benchmarks.results import print_rows, write_rows
+
+BENCHMARKS = {**spine.BENCHMARKS}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="make bench", description=__doc__)
+    parser.add_argument("--only", default="", help="run only benchmarks whose name begins so")
+    parser.add_argument("--list", action="store_true", help="list the benchmarks")
+    options = parser.parse_args()
+    chosen = {name: run for name, run in BENCHMARKS.items() if name.startswith(options.only)}
+    if options.list or not chosen:
+        print("\n".join(BENCHMARKS))
+        return 0 if options.list else 2
+    missed = 0
+    for name, run in chosen.items():
+        print(f"== {name}: {run.__doc__.splitlines()[0]}", flush=True)
+        rows = run()
+        write_rows(rows)
+        print_rows(rows)
+        missed += sum(row.holds is False for row in rows)
+    print(f"{missed} targets missed")
+    return 0
+
+
+sys.exit(main())
