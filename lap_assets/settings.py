@@ -7,7 +7,7 @@ re-makes what depends on it and nothing else. Nothing happens at import. Field n
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -84,6 +84,68 @@ class JointSolutionSettings(Section):
     clip_sigma: float = 4.0
 
 
+class ObjectCatalogSettings(Section):
+    """Objects of a skycell on all its bands, and their photometry."""
+
+    background_mesh_px: int = 128  # residual background; 0: none is taken off
+    detection_sigma: float = 1.5  # per pixel, on the smoothed sum of all bands
+    min_area_px: int = 5
+    deblend_contrast: float = 0.005
+    aperture_diameters_arcsec: tuple[float, ...] = (2.0, 4.0)
+    gauss_fwhm_arcsec: float = 2.0  # PSF-matched flux; widened where the seeing asks for it
+    kron_factor: float = 2.5
+    kron_min_radius_arcsec: float = 1.4
+    psf_star_min_snr: float = 50.0
+
+
+class ShearCatalogSettings(Section):
+    """Shapes of the galaxies behind the lens."""
+
+    band: str = "r"  # where it is missing: the deepest there is
+    background_mesh_px: int = 128
+    stamp_px: int = 41
+    psf_star_min_snr: float = 50.0
+    min_psf_stars: int = 10
+    min_snr: float = 10.0
+    min_resolution: float = 0.3
+    max_ellipticity: float = 2.0  # of the corrected distortion, which noise carries beyond 1
+    max_ellipticity_err: float = 0.5
+    max_filled: float = 0.2  # part of the inner stamp replaced by its mirror image
+    shape_noise: float = 0.4  # distortion per component, in the weights
+    # multiplicative bias of the estimator, from simulations; see lap_assets_tests/science/test_shear.py
+    calibration_m: float = 0.03
+    bright_mag: float = 20.0  # brighter galaxies are in front
+    faint_mag: float = 27.0
+    colour_bands: tuple[str, str] = ("g", "r")  # of the red sequence
+    red_sequence_mags: tuple[float, float] = (17.0, 21.5)
+    red_sequence_width: float = 3.0  # galaxies within so many of its widths, and 0.1 mag at least, are left out
+
+
+class MassMapSettings(Section):
+    """Aperture-mass maps."""
+
+    filter: str = "schirmer"
+    radii_arcmin: tuple[float, ...] = (3.0, 4.0, 6.0, 8.0)
+    map_radius_arcmin: float = 6.0  # the one shown, and whose highest peak is fitted
+    step_arcmin: float = 0.1
+    min_coverage: float = 0.3  # part of the aperture that must hold galaxies
+    peak_snr: float = 3.5
+    peak_separation_arcmin: float = 1.5
+
+
+class MassFitSettings(Section):
+    """The NFW halo at the highest peak."""
+
+    lens_redshift: float = 0.2
+    source_redshift: float = 0.8  # effective: that of the mean D_ls / D_s of the sources
+    h0_km_s_mpc: float = 70.0
+    omega_m: float = 0.3
+    min_radius_mpc: float = 0.2
+    max_radius_mpc: float = 2.5
+    n_rings: int = 8
+    concentration: float | Literal["relation", "free"] = "relation"
+
+
 class Settings(Section):
     """All settings of one repository."""
 
@@ -92,6 +154,10 @@ class Settings(Section):
     chips: ChipSettings = ChipSettings()
     solutions: SolutionSettings = SolutionSettings()
     joint_solutions: JointSolutionSettings = JointSolutionSettings()
+    object_catalogs: ObjectCatalogSettings = ObjectCatalogSettings()
+    shear_catalogs: ShearCatalogSettings = ShearCatalogSettings()
+    mass_maps: MassMapSettings = MassMapSettings()
+    mass_fits: MassFitSettings = MassFitSettings()
 
     ledger_url: str = ""  # empty: SQLite in the repository folder
     collections: tuple[str, ...] = ("main",)  # open collections, shown in the UI

@@ -23,9 +23,9 @@ app = typer.Typer(
 def common(
     context: typer.Context,
     repo: Annotated[
-        Path | None, typer.Option("--repo", "-C", help="Repository folder [default: LAP_REPO, or the one around here].")
+        Path | None, typer.Option("--repo", "-C", help="Repository folder (default: LAP_REPO, or the one around here).")
     ] = None,
-    collection: Annotated[str | None, typer.Option(help="Collection [default: the first open one].")] = None,
+    collection: Annotated[str | None, typer.Option(help="Collection (default: the first open one).")] = None,
 ) -> None:
     """Options common to all commands."""
     context.obj = {"repo": repo, "collection": collection}

@@ -53,7 +53,7 @@ def get(
     context: typer.Context,
     product: Annotated[str, typer.Argument()],
     keys: Annotated[list[str], typer.Argument(help=KEYS_HELP)],
-    member: Annotated[str | None, typer.Option(help="File of the product [default: its first].")] = None,
+    member: Annotated[str | None, typer.Option(help="File of the product (default: its first).")] = None,
     out: Annotated[Path | None, typer.Option("-o", help="Write it here (.fits, .parquet, .csv, .json, .png).")] = None,
 ) -> None:
     """Fetch a product by name and data id; without -o its description and where it lies."""
@@ -96,7 +96,7 @@ def cutout(
     dec: Annotated[float, typer.Argument(help="deg")],
     size: Annotated[float, typer.Argument(help="Side, arcsec.")],
     out: Annotated[Path, typer.Option("-o", help=".png for colour, .fits for one band.")] = Path("cutout.png"),
-    bands: Annotated[str, typer.Option(help="Red, green, blue bands for a picture [default: the reddest three]; one band for FITS.")] = "",
+    bands: Annotated[str, typer.Option(help="Red, green, blue bands for a picture (default: the reddest three); one band for FITS.")] = "",
 ) -> None:
     """Cut a piece of sky out of the final stacks."""
     from lap_assets.operations.read import write_cutout

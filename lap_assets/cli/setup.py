@@ -153,7 +153,7 @@ def simulate(
     """Simulate a survey of a cluster field, with truth tables in a folder apart."""
     from lap_assets.pipeline.compute import configure_process, count_workers
     from lap_assets.settings import ComputeSettings
-    from lap_assets.sim import simulate_survey
+    from lap_assets.sim.survey import simulate_survey
 
     configure_process()
     if out.exists() and any(out.iterdir()):

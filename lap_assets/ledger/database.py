@@ -115,8 +115,10 @@ class Database:
 
 def parse_url(text: str) -> URL:
     """The URL of a ledger; a bare `postgresql://` means psycopg2. Raises `BadInput`."""
+    prefix = "sqlite:///"
     try:
-        url = make_url(text)
+        # all that follows is the path, `?` and `%` included
+        url = URL.create("sqlite", database=text.removeprefix(prefix)) if text.startswith(prefix) else make_url(text)
     except ArgumentError:
         raise BadInput(
             f"{text!r} is no database URL: use sqlite:///FILE or postgresql+psycopg2://USER@HOST/NAME"

@@ -6,6 +6,7 @@ alone, the same id with other bytes is a conflict. Runs are `runs.py`'s.
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import sqlalchemy as sa
@@ -60,35 +61,26 @@ def read_exposures(connection: Connection, ids: Iterable[str] | None = None) -> 
 
 
 def write_exposures(connection: Connection, exposures: Iterable[Exposure]) -> tuple[Added, list[Exposure]]:
-    """Insert or complete exposures; returns what became of each and those that changed the ledger."""
+    """Insert or complete exposures; returns what became of them and those that changed the ledger."""
     given = list(exposures)
     for one in given:
         check_exposure(one)
     known = read_exposures(connection, (one.id for one in given))
-    outcome: dict[str, list[str]] = defaultdict(list)
     changed: list[Exposure] = []
+    conflicts: list[tuple[str, str]] = []
     for one in given:
         before = known.get(one.id)
-        if before is None:
-            connection.execute(sa.insert(exposure).values(exposure_values(one)))
-            _replace_chips(connection, one.id, one.chips)
-            outcome["added"].append(one.id)
-        else:
-            problem, new = compare_exposures(before, one)
-            if problem:
-                outcome["conflicts"].append(problem)
-                continue
-            if not new:
-                outcome["unchanged"].append(one.id)
-                continue
+        problem, new = compare_exposures(before, one) if before else ("", list(one.chips))
+        if problem:
+            conflicts.append((one.chips[0].path, problem))
+        elif new:
+            if before is None:
+                connection.execute(sa.insert(exposure).values(exposure_values(one)))
             _replace_chips(connection, one.id, new)
-            outcome["updated"].append(one.id)
-        changed.append(one)
-        merged = {chip.chip: chip for chip in (before.chips if before else ())} | {
-            chip.chip: chip for chip in one.chips
-        }
-        known[one.id] = Exposure(**exposure_values(one), chips=tuple(merged[name] for name in sorted(merged)))
-    return Added(**{name: tuple(values) for name, values in outcome.items()}), changed
+            changed.append(one)
+            merged = {chip.chip: chip for chip in (before.chips if before else ())} | {chip.chip: chip for chip in new}
+            known[one.id] = replace(one, chips=tuple(merged[name] for name in sorted(merged)))
+    return Added(len(changed), len(given) - len(changed) - len(conflicts), tuple(conflicts)), changed
 
 
 def check_exposure(one: Exposure) -> None:
@@ -150,40 +142,40 @@ def read_calibrations(connection: Connection, usable_only: bool = False) -> dict
 
 def write_calibrations(connection: Connection, sets: Iterable[CalibrationSet]) -> tuple[Added, list[CalibrationSet]]:
     """Insert or complete calibration sets; a set that gains frames is `virtual` again, for it must be built anew."""
+    given = list(sets)
     known = read_calibrations(connection)
-    outcome: dict[str, list[str]] = defaultdict(list)
     changed: list[CalibrationSet] = []
-    for one in sets:
+    conflicts: list[tuple[str, str]] = []
+    for one in given:
         check_key(one.key, "calibration key")
         before = known.get(one.key)
-        old = {(frame.path, frame.chip): frame for frame in (before.frames if before else ())}
-        clash = [frame for frame in one.frames if old.get((frame.path, frame.chip), frame).sha256 != frame.sha256]
-        if clash:
-            problem = f"calibration {one.key}: {clash[0].path} comes with other bytes than are known: restore the file"
-            outcome["conflicts"].append(problem)
-            continue
+        old = {(frame.path, frame.chip): frame.sha256 for frame in (before.frames if before else ())}
+        clash = [frame.path for frame in one.frames if old.get((frame.path, frame.chip), frame.sha256) != frame.sha256]
         new = [frame for frame in one.frames if (frame.path, frame.chip) not in old]
-        if before is None:
-            values = {
-                "key": one.key,
-                "camera": one.camera,
-                "kind": one.kind,
-                "band": one.band,
-                "valid_from": one.valid_from,
-            }
-            connection.execute(sa.insert(calibration_set).values(values | {"state": "virtual"}))
-        elif new:
-            chosen = calibration_set.c.key == one.key
-            connection.execute(sa.update(calibration_set).where(chosen).values(state="virtual"))
-        else:
-            outcome["unchanged"].append(one.key)
-            continue
-        if new:
-            rows = [frame_values(frame) | {"calibration": one.key} for frame in new]
-            connection.execute(sa.insert(calibration_frame), rows)
-        outcome["updated" if before else "added"].append(one.key)
-        changed.append(one)
-    return Added(**{name: tuple(values) for name, values in outcome.items()}), changed
+        if clash:
+            conflicts.append((clash[0], f"calibration {one.key} is known with other bytes of this file: restore it"))
+        elif before is None or new:
+            _insert_frames(connection, one, new, known=before is not None)
+            changed.append(one)
+    return Added(len(changed), len(given) - len(changed) - len(conflicts), tuple(conflicts)), changed
+
+
+def _insert_frames(connection: Connection, one: CalibrationSet, frames: list[ChipFile], known: bool) -> None:
+    if known:
+        chosen = calibration_set.c.key == one.key
+        connection.execute(sa.update(calibration_set).where(chosen).values(state="virtual"))
+    else:
+        values = {
+            "key": one.key,
+            "camera": one.camera,
+            "kind": one.kind,
+            "band": one.band,
+            "valid_from": one.valid_from,
+        }
+        connection.execute(sa.insert(calibration_set).values(values | {"state": "virtual"}))
+    if frames:
+        rows = [frame_values(frame) | {"calibration": one.key} for frame in frames]
+        connection.execute(sa.insert(calibration_frame), rows)
 
 
 def write_calibration_state(connection: Connection, key: str, state: str, valid_to: str | None) -> None:
@@ -196,25 +188,26 @@ def write_calibration_state(connection: Connection, key: str, state: str, valid_
 
 
 def write_reference_catalog(
-    connection: Connection, name: str, content_sha256: str, n_rows: int, bands: Sequence[str]
+    connection: Connection, name: str, bands: Sequence[str], content_sha256: str, n_rows: int
 ) -> bool:
-    """Register a reference catalogue for bands (`*`: all others); whether that changed anything."""
+    """Register a reference catalogue for bands (`*`: all others), or its new content; whether anything changed."""
     check_name(name, "reference catalogue")
     for band in bands:
         if band != "*":
             check_name(band, "band")
-    row = connection.execute(sa.select(reference_catalog).where(reference_catalog.c.name == name)).one_or_none()
-    if row is not None and row.content_sha256 != content_sha256:
-        raise Conflict(f"reference catalogue {name} is known with other content: ingest this one under another name")
+    table, values = reference_catalog, {"content_sha256": content_sha256, "n_rows": n_rows}
+    row = connection.execute(sa.select(table).where(table.c.name == name)).one_or_none()
     served = read_reference_catalogs(connection)
-    if row is not None and all(served.get(band) == name for band in bands):
+    same = row is not None and (row.content_sha256, row.n_rows) == (content_sha256, n_rows)
+    if same and all(served.get(band) == name for band in bands):
         return False
     if row is None:
-        values = {"name": name, "content_sha256": content_sha256, "n_rows": n_rows}
-        connection.execute(sa.insert(reference_catalog).values(values))
-    table = reference_catalog_band
-    connection.execute(sa.delete(table).where(table.c.band.in_(list(bands))))
-    connection.execute(sa.insert(table), [{"band": band, "name": name} for band in bands])
+        connection.execute(sa.insert(table).values(values | {"name": name}))
+    else:
+        connection.execute(sa.update(table).where(table.c.name == name).values(values))
+    uses = reference_catalog_band
+    connection.execute(sa.delete(uses).where(uses.c.band.in_(list(bands))))
+    connection.execute(sa.insert(uses), [{"band": band, "name": name} for band in bands])
     return True
 
 
@@ -254,7 +247,6 @@ def read_sequences(connection: Connection) -> dict[str, str]:
     return {row.name: row.description for row in connection.execute(query)}
 
 
-def read_tessellations(connection: Connection) -> dict[str, dict[str, Any]]:
-    """Definition of each tessellation, by name in order of their numbers."""
-    query = sa.select(tessellation).order_by(tessellation.c.tess_id)
-    return {row.name: dict(row.definition) for row in connection.execute(query)}
+def read_tessellations(connection: Connection) -> list[str]:
+    """Names of the tessellations, in order of their numbers."""
+    return list(connection.execute(sa.select(tessellation.c.name).order_by(tessellation.c.tess_id)).scalars())

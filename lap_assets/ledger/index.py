@@ -5,6 +5,7 @@ The files are the truth; this index answers at once what scheduling asks. Each f
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any, Protocol
 
 import sqlalchemy as sa
@@ -14,7 +15,7 @@ from lap_assets.ledger.records import UnitRow
 from lap_assets.ledger.tables import partition, unit
 from lap_assets.model.ids import DataId
 from lap_assets.model.products import CALIBRATION_COLLECTION, CALIBRATIONS, get_product
-from lap_assets.model.states import PartitionState
+from lap_assets.model.states import CORRUPT, PartitionState
 from lap_assets.model.survey import PartitionRef
 
 
@@ -88,9 +89,8 @@ def _unit_values(row: UnitRow) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _place(collection: str | None, product: str | None, key: str | None) -> list[sa.ColumnElement[bool]]:
-    given = ((unit.c.collection, collection), (unit.c.product, product), (unit.c.partition, key))
-    return [column == value for column, value in given if value is not None]
+def _place(home: str, product: str, key: str) -> list[sa.ColumnElement[bool]]:
+    return [unit.c.collection == home, unit.c.product == product, unit.c.partition == key]
 
 
 def read_states(connection: Connection, collection: str) -> dict[PartitionRef, PartitionState]:
@@ -114,10 +114,13 @@ def read_units(
     connection: Connection, collection: str | None = None, product: str | None = None, key: str | None = None,
     state: str | None = None,
 ) -> list[UnitRow]:  # fmt: skip
-    """Units, sorted by data id; those of a collection, product, partition or state where given."""
-    query = sa.select(unit).where(*_place(collection, product, key))
-    if state is not None:
-        query = query.where(unit.c.state == state)
+    """Units, sorted by data id; of a collection (masters included), product, partition or state where given."""
+    query = sa.select(unit)
+    if collection is not None:
+        query = query.where(unit.c.collection.in_([collection, CALIBRATION_COLLECTION]))
+    for column, value in ((unit.c.product, product), (unit.c.partition, key), (unit.c.state, state)):
+        if value is not None:
+            query = query.where(column == value)
     rows = [
         UnitRow(
             DataId(row.collection, row.product, row.partition, row.unit), row.state, row.content_sha256, row.bytes,
@@ -132,3 +135,14 @@ def forget_attempts(connection: Connection, collection: str) -> None:
     """Let every failed partition of a collection be tried afresh."""
     homes = partition.c.collection.in_([collection, CALIBRATION_COLLECTION])
     connection.execute(sa.update(partition).where(homes, partition.c.attempts > 0).values(attempts=0))
+
+
+def forget_unit(connection: Connection, now: float, data_id: DataId, reason: str) -> None:
+    """Delete a unit and mark its partition `corrupt`, so that it is made again."""
+    ref = (data_id.product, data_id.partition)
+    state = read_states(connection, data_id.collection).get(ref)
+    if state is None:
+        return
+    rows = [row for row in read_units(connection, data_id.collection, *ref) if row.data_id != data_id]
+    text = f"{data_id.unit}: {reason}".lstrip(": ")
+    replace_partition(connection, now, data_id.collection, ref, replace(state, state=CORRUPT, reason=text), rows)

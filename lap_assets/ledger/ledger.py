@@ -18,8 +18,10 @@ from lap_assets.ledger.leases import Lease
 from lap_assets.ledger.records import Added, ManifestRow, MemberRow, Region, RunRow, UnitRow
 from lap_assets.ledger.survey import build_survey
 from lap_assets.ledger.tables import REVISION, lease, metadata
+from lap_assets.model.ids import DataId
 from lap_assets.model.states import PartitionState
 from lap_assets.model.survey import CalibrationSet, Exposure, PartitionRef, Survey
+from lap_assets.model.tessellation import Tessellation
 
 DEFAULT_SEQUENCE = "main"
 _PER_ENTRY = 100  # exposures per journal entry
@@ -52,10 +54,11 @@ class Ledger:
         """Make the tables of a new ledger, or bring an older one up to date, and open it."""
         from lap_assets.ledger.migrations import upgrade  # alembic is slow to import and rarely needed
 
-        database = Database(url, create=True, clock=clock)
+        database = Database(url, create=True)
         with database.writing() as connection:
             upgrade(connection)
-        return cls(database, journal)
+        database.close()
+        return cls.open(url, journal, clock)
 
     def close(self) -> None:
         """Close the connections; the ledger may be used again afterwards."""
@@ -64,7 +67,7 @@ class Ledger:
     # -- definitions ------------------------------------------------------------------------------------------------
 
     def add_exposures(self, exposures: Iterable[Exposure]) -> Added:
-        """Register exposures. One that is known with other bytes or values is reported in `conflicts`, the others go on.
+        """Register exposures; those known with other bytes or values are reported in `conflicts`, the others go on.
 
         Raises
         ------
@@ -93,18 +96,18 @@ class Ledger:
             self._journal({"kind": "certification", "key": key, "state": state, "valid_to": valid_to})
 
     def add_reference_catalog(
-        self, name: str, content_sha256: str = "", n_rows: int = 0, bands: Sequence[str] = ("*",)
+        self, name: str, bands: Sequence[str] = ("*",), content_sha256: str = "", n_rows: int = 0
     ) -> bool:
-        """Register a reference catalogue that is in the store, for bands (`*`: all others); whether anything changed."""
+        """Register a reference catalogue of the store for bands (`*`: all others); whether anything changed."""
         with self._database.writing() as connection:
-            changed = definitions.write_reference_catalog(connection, name, content_sha256, n_rows, bands)
+            changed = definitions.write_reference_catalog(connection, name, bands, content_sha256, n_rows)
             if changed:
                 entry = {"name": name, "content_sha256": content_sha256, "n_rows": n_rows, "bands": list(bands)}
                 self._journal({"kind": "reference_catalog"} | entry)
         return changed
 
     def add_tessellation(self, definition: Mapping[str, Any]) -> bool:
-        """Register a tessellation (see `load_tessellation`); whether it is new. `Conflict` if the name means another."""
+        """Register a tessellation (see `load_tessellation`); whether it is new. `Conflict` if the name is taken."""
         with self._database.writing() as connection:
             new, canonical = definitions.write_tessellation(connection, dict(definition))
             if new:
@@ -200,10 +203,15 @@ class Ledger:
         with self._database.reading() as connection:
             return definitions.read_sequences(connection)
 
-    def tessellations(self) -> dict[str, dict[str, Any]]:
-        """Definitions of the tessellations, by name."""
+    def tessellations(self) -> list[str]:
+        """Names of the tessellations, in order of their definition."""
         with self._database.reading() as connection:
             return definitions.read_tessellations(connection)
+
+    def tessellation(self, name: str) -> Tessellation:
+        """The tessellation of a name; raises `NotFound`."""
+        with self._database.reading() as connection:
+            return runs.find_tessellation(connection, name)[1]
 
     def partition_states(self, collection: str = DEFAULT_SEQUENCE) -> dict[PartitionRef, PartitionState]:
         """The record of every partition of a collection, masters included."""
@@ -219,7 +227,7 @@ class Ledger:
         self, collection: str | None = None, product: str | None = None, partition: str | None = None,
         state: str | None = None,
     ) -> list[UnitRow]:  # fmt: skip
-        """Units, sorted by data id; those of a collection, product, partition or state where given."""
+        """Units, sorted by data id; of a collection (masters included), product, partition or state where given."""
         with self._database.reading() as connection:
             return index.read_units(connection, collection, product, partition, state)
 
@@ -257,6 +265,11 @@ class Ledger:
                 }
             )
 
+    def forget_unit(self, data_id: DataId, reason: str = "it was found damaged") -> None:
+        """Take a unit off the index; its partition becomes `corrupt`, so that it is made again."""
+        with self._database.writing() as connection:
+            index.forget_unit(connection, self._database.now(connection), data_id, reason)
+
     def forget_attempts(self, collection: str = DEFAULT_SEQUENCE) -> None:
         """Let every failed partition of a collection be tried afresh."""
         with self._database.writing() as connection:
@@ -287,8 +300,13 @@ class Ledger:
 
     # -- recovery ---------------------------------------------------------------------------------------------------
 
-    def rebuild(self, entries: Iterable[Mapping[str, Any]], manifests: Iterable[ManifestRow]) -> None:
+    def rebuild(self, entries: Iterable[Mapping[str, Any]], manifests: Iterable[ManifestRow]) -> tuple[int, int]:
         """Fill an empty ledger from the journal's entries and the manifests in the store.
+
+        Returns
+        -------
+        (n_definitions, n_partitions)
+            Journal entries of definitions, and partitions whose record was restored.
 
         Raises
         ------
@@ -301,7 +319,7 @@ class Ledger:
                     raise BadInput(
                         f"ledger {self._database.name} is not empty: rebuild into a new one (move it away first)"
                     )
-            rebuild.restore(connection, entries, manifests)
+            return rebuild.restore(connection, entries, manifests)
 
 
 def _read_revision(connection: Connection) -> str:

@@ -6,7 +6,6 @@ the units it names. Any other partition is left out, so that it is made again an
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import replace
 from typing import Any
 
 from sqlalchemy.engine import Connection
@@ -35,43 +34,55 @@ from lap_assets.ledger.runs import (
 from lap_assets.model.ids import DataId
 from lap_assets.model.states import CLEANED, DONE, RESULTS, PartitionState
 
+_NOTES = frozenset({"rejected"})  # told for people, nothing to restore
 _GONE = frozenset({CLEANED, "goto_cleaned"})  # files removed on purpose: the unit counts as done
 
 
-def restore(connection: Connection, entries: Iterable[Mapping[str, Any]], manifests: Iterable[ManifestRow]) -> None:
-    """Write all definitions and records into an empty ledger; raises `BadInput` for an entry that cannot be read."""
+def restore(
+    connection: Connection, entries: Iterable[Mapping[str, Any]], manifests: Iterable[ManifestRow]
+) -> tuple[int, int]:
+    """Write all definitions and records into an empty ledger; returns the numbers of entries and partitions restored.
+
+    Raises
+    ------
+    BadInput
+        For an entry that cannot be read.
+    """
+    n_definitions = 0
     endings: dict[tuple[str, str, str], Mapping[str, Any]] = {}
     for number, entry in enumerate(entries, start=1):
         try:
             kind = entry["kind"]
             if kind == "partition":
                 endings[entry["collection"], entry["product"], entry["partition"]] = entry
-            else:
+            elif kind not in _NOTES:
                 _DEFINITIONS[kind](connection, entry)
+                n_definitions += 1
         except (KeyError, TypeError, ValueError) as error:
             what = f"{type(error).__name__} {error}"
             raise BadInput(
                 f"journal entry {number} cannot be read ({what}): it is damaged, or from a newer version"
             ) from error
-    restore_index(connection, endings, manifests)
+    return n_definitions, restore_index(connection, endings, manifests)
 
 
 def restore_index(
     connection: Connection, endings: Mapping[tuple[str, str, str], Mapping[str, Any]], manifests: Iterable[ManifestRow]
-) -> None:
-    """Write the index of the partitions whose ending the manifests confirm; see the module's text."""
+) -> int:
+    """Write the index of the partitions whose ending the manifests confirm (see the module's text); how many."""
     found: dict[tuple[str, str, str], dict[DataId, ManifestRow]] = defaultdict(dict)
-    fence = 0
+    fence = n_restored = 0
     for row in manifests:
         found[row.data_id.collection, row.data_id.product, row.data_id.partition][row.data_id] = row
         fence = max(fence, row.fence)
     for place, entry in sorted(endings.items()):
         rows = confirm(entry, found[place])
-        fence = max(fence, int(entry.get("fence", 0)))
         if rows is not None:
             updated = max((row.updated for row in rows), default=0.0)
             replace_partition(connection, updated, place[0], place[1:], PartitionState(**entry["state"]), rows)
+            n_restored += 1
     raise_number(connection, FENCE, fence)
+    return n_restored
 
 
 def confirm(entry: Mapping[str, Any], manifests: Mapping[DataId, ManifestRow]) -> list[UnitRow] | None:
@@ -111,7 +122,7 @@ def _restore_certification(connection: Connection, entry: Mapping[str, Any]) -> 
 
 
 def _restore_catalog(connection: Connection, entry: Mapping[str, Any]) -> None:
-    write_reference_catalog(connection, entry["name"], entry["content_sha256"], entry["n_rows"], entry["bands"])
+    write_reference_catalog(connection, entry["name"], entry["bands"], entry["content_sha256"], entry["n_rows"])
 
 
 def _restore_tessellation(connection: Connection, entry: Mapping[str, Any]) -> None:
@@ -127,7 +138,7 @@ def _restore_run(connection: Connection, entry: Mapping[str, Any]) -> None:
     known = {one.lap_id: one for one in read_runs(connection, run.sequence)}
     if run.lap_id not in known:
         seq_id, (tess_id, _) = find_sequence(connection, run.sequence), find_tessellation(connection, run.tessellation)
-        insert_run(connection, seq_id, tess_id, replace(run, state="new"))
+        insert_run(connection, seq_id, tess_id, run)
         raise_number(connection, "lap_id", run.lap_id)
     elif known[run.lap_id].state == "full":
         set_run_state(connection, run.lap_id, "run")

@@ -5,21 +5,27 @@ Everything here is plain values; SQL is in the modules that use it.
 
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from typing import Any, NamedTuple
 
-from lap_assets.errors import BadInput
 from lap_assets.model.ids import DataId, Pin
 from lap_assets.model.survey import CalibrationSet, ChipFile, Exposure
 
 
-@dataclass(frozen=True)
-class Added:
-    """What became of records handed to the ledger; `conflicts` are one-line reasons, nothing of those was written."""
+class Added(NamedTuple):
+    """What became of records handed to the ledger.
 
-    added: tuple[str, ...] = ()
-    updated: tuple[str, ...] = ()
-    unchanged: tuple[str, ...] = ()
-    conflicts: tuple[str, ...] = ()
+    Attributes
+    ----------
+    added : int
+        New, or completed by what was not known of them (another chip, a new place of the same file).
+    unchanged : int
+    conflicts : tuple of (path, reason)
+        Those that contradict what is known; nothing of them was written.
+    """
+
+    added: int
+    unchanged: int
+    conflicts: tuple[tuple[str, str], ...]
 
 
 @dataclass(frozen=True)
@@ -139,10 +145,3 @@ def write_calibrations(sets: Iterable[CalibrationSet]) -> list[dict[str, Any]]:
 def read_calibration(values: Mapping[str, Any]) -> CalibrationSet:
     """A calibration set from its journal form."""
     return CalibrationSet(**dict(values) | {"frames": tuple(read_chip(frame) for frame in values["frames"])})
-
-
-def check_known(kind: str, known: Iterable[str]) -> str:
-    """Return the kind of a journal entry if it is known, else raise `BadInput`."""
-    if kind not in known:
-        raise BadInput(f"journal entry of unknown kind {kind!r}: it was written by a newer version; update this one")
-    return kind

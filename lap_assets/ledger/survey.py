@@ -1,7 +1,8 @@
 """Building a `Survey`, the immutable picture of one collection, from the ledger.
 
-A collection holds the exposures that are members of its runs (dropped ones left out), the cells of those runs, and
-the masters those exposures are calibrated with. Who is made from whom follows from it in `model/survey.py`.
+A collection holds the exposures that are members of its runs (dropped ones left out; as long as it has no runs, all
+that was ingested), the cells of those runs, and the masters those exposures are calibrated with. Who is made from
+whom follows from it in `model/survey.py`.
 """
 
 from collections import defaultdict
@@ -18,7 +19,7 @@ _MANY = 500
 
 
 def build_survey(connection: Connection, collection: str) -> Survey:
-    """The survey of one collection; empty where the sequence has no runs (or is not there yet)."""
+    """The survey of one collection, whether or not its sequence is defined yet."""
     rows = read_runs(connection, collection)
     members: dict[int, list[str]] = defaultdict(list)
     for start in range(0, len(rows), _MANY):
@@ -27,7 +28,7 @@ def build_survey(connection: Connection, collection: str) -> Survey:
                 members[one.lap_id].append(one.exposure)
     runs = tuple(Run(row.lap_id, row.cell, row.band, tuple(sorted(members[row.lap_id])), row.state) for row in rows)
     skies = {name: find_tessellation(connection, name)[1] for name in sorted({row.tessellation for row in rows})}
-    exposures = read_exposures(connection, (id_ for run in runs for id_ in run.members))
+    exposures = read_exposures(connection, [id_ for run in runs for id_ in run.members] if runs else None)
     calibrations = read_calibrations(connection, usable_only=True)
     ends = _read_ends(connection)
     return Survey(

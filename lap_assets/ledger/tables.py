@@ -48,8 +48,6 @@ def _text(name: str, *args: object, **kwargs: object) -> Column:
     return Column(name, String, *args, nullable=False, **kwargs)
 
 
-setting = Table("setting", metadata, Column("key", String, primary_key=True), _text("value"))
-
 # numbers handed out one after the other: run ids, fencing numbers
 counter = Table(
     "counter", metadata, Column("name", String, primary_key=True), Column("value", BigInteger, nullable=False)

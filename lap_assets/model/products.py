@@ -131,7 +131,7 @@ PRODUCTS: dict[str, Product] = {
             "Objects of a cell, all bands",
             CELLS,
             "skycell",
-            (Member("objects.parquet", columns=("object_id", "ra", "dec", "x", "y")), _PREVIEW),
+            (Member("objects.parquet", columns=("object_id", "ra", "dec", "x", "y")), Member("segments.fits", planes=("SEGMENT",)), _PREVIEW),
             ("final_stacks",),
             intermediate=False,
         ),

@@ -18,7 +18,7 @@ from lap_assets.operations.workspace import Workspace
 from lap_assets.pipeline.compute import count_workers
 from lap_assets.pipeline.task import UnitReport
 from lap_assets.settings import ComputeSettings
-from lap_assets.sim import simulate_survey
+from lap_assets.sim.survey import simulate_survey
 
 
 def run_demo(

@@ -3,19 +3,21 @@
 One bad file never keeps the others out: it is set aside with its reason, noted in the journal, and the rest goes on.
 """
 
-from collections.abc import Callable, Sequence
+import shutil
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pandas as pd
 
 from lap_assets.errors import BadInput
+from lap_assets.ledger.ledger import Ledger
+from lap_assets.ledger.records import ManifestRow
 from lap_assets.model.camera import Camera, load_camera
 from lap_assets.model.ids import check_name
 from lap_assets.operations.workspace import Workspace
 from lap_assets.pipeline import ingest as inspecting
 from lap_assets.pipeline.ingest import Rejected
-from lap_assets.settings import LEDGER_VARIABLE
 
 SUFFIXES = (".fits", ".fits.fz", ".fits.gz", ".fit", ".fts")
 
@@ -66,17 +68,17 @@ def ingest_frames(
     outcome = Outcome()
     if kind == "calibration":
         sets, outcome.rejected = inspecting.inspect_calibrations(files, camera, tell)
-        added, unchanged = space.ledger.add_calibrations(sets)
-        outcome.lines.append(f"{len(sets)} master calibrations to build from {len(files)} frames: {added} new")
+        added = space.ledger.add_calibrations(sets)
+        outcome.lines.append(f"{len(sets)} master calibrations to build from {len(files)} frames: {added.added} new")
     else:
         if kind == "calibrated":
             exposures, outcome.rejected = inspecting.inspect_calibrated(files, camera, zero_points, tell)
         else:
             exposures, outcome.rejected = inspecting.inspect_raw(files, camera, tell)
-        added, unchanged, conflicts = space.ledger.add_exposures(exposures)
-        outcome.rejected += [Rejected(path, reason) for path, reason in conflicts]
-        outcome.lines.append(f"{added} exposures ingested, {unchanged} known already, {len(outcome.rejected)} files set aside")
-        outcome.lines.append(estimate(space, camera, added))
+        added = space.ledger.add_exposures(exposures)
+        outcome.lines.append(f"{added.added} exposures ingested, {added.unchanged} known already")
+        outcome.lines.append(estimate(space, camera, added.added))
+    outcome.rejected += [Rejected(Path(path), reason) for path, reason in added.conflicts]
     for rejected in outcome.rejected:
         space.repo.append_journal({"kind": "rejected", "path": str(rejected.path), "reason": rejected.reason})
     return outcome
@@ -88,8 +90,6 @@ def estimate(space: Workspace, camera: Camera, exposures: int) -> str:
     Bytes per pixel: 10 for a chip and for each of warp and difference (float32 SCI and VAR, int16 MASK); seconds from
     the demo on one core (3 s per million pixels, all stages).
     """
-    import shutil
-
     pixels = exposures * sum(chip.nx * chip.ny for chip in camera.chips.values() if not chip.broken)
     disk, free = 32 * pixels / 1e9, shutil.disk_usage(space.root).free / 1e9
     text = f"estimate: {disk:.1f} GB of disk, {3e-6 * pixels / 60:.0f} minutes of one core; {free:.0f} GB free"
@@ -105,11 +105,39 @@ def ingest_refcat(space: Workspace, paths: Sequence[Path], name: str, bands: Seq
     tables, dropped = zip(*(inspecting.inspect_refcat(path) for path in files), strict=True)
     table = pd.concat(tables, ignore_index=True).drop_duplicates("source_id")
     content = space.repo.write_refcat(name, table)
-    space.ledger.add_reference_catalog(name, [band.strip() for band in bands], content)
+    space.ledger.add_reference_catalog(name, [band.strip() for band in bands], content, len(table))
     line = f"reference catalogue {name}: {len(table)} rows kept, {sum(dropped)} without a position left out"
     return Outcome([line])
 
 
 def rebuild_ledger(space: Workspace) -> tuple[int, int]:
-    """Make the ledger again from journal and manifests; returns how many definitions and partitions were restored."""
-    raise BadInput(f"set {LEDGER_VARIABLE} to an empty database first")
+    """Make a lost ledger again from the journal and the manifests.
+
+    A ledger that is there is moved aside first (SQLite); returns how many definitions and partitions were restored.
+    """
+    entries = space.repo.read_journal()
+    if space.ledger_url.startswith("sqlite"):
+        set_aside(space.root / "ledger.db")
+    quiet = Ledger.create(space.ledger_url)  # no journal: what is restored stands there already
+    try:
+        return quiet.rebuild(entries, read_manifests(space))
+    finally:
+        quiet.close()
+
+
+def set_aside(path: Path) -> None:
+    """Rename a database, and what SQLite keeps beside it, to the first free `NAME.old-N`."""
+    number = next(n for n in range(1, 10_000) if not path.with_name(f"{path.name}.old-{n}").exists())
+    for suffix in ("", "-wal", "-shm"):
+        file = path.with_name(path.name + suffix)
+        if file.exists():
+            file.rename(path.with_name(f"{path.name}.old-{number}{suffix}"))
+
+
+def read_manifests(space: Workspace) -> Iterator[ManifestRow]:
+    """What the ledger wants to know of every manifest in the store."""
+    for data_id in space.repo.all_units():
+        found = space.repo.manifest(data_id)
+        yield ManifestRow(
+            data_id, found.state, found.content_sha256, found.inputs, found.bytes, found.reason, found.seconds, found.run_id, found.fence
+        )

@@ -11,7 +11,7 @@ import yaml
 from astropy.io import fits
 
 from lap_assets.errors import BadInput, NotFound
-from lap_assets.model.camera import list_cameras
+from lap_assets.model.camera import CAMERAS_DIR, load_camera
 from lap_assets.model.cells import ProjectionCell
 from lap_assets.model.ids import DataId
 from lap_assets.model.image import MaskedImage
@@ -105,7 +105,8 @@ def show_settings(settings: Settings) -> str:
 
 def show_cameras() -> str:
     """The cameras that come with the package."""
-    return "\n".join(list_cameras())
+    cameras = [load_camera(path.stem) for path in sorted(CAMERAS_DIR.glob("*.yaml"))]
+    return "\n".join(f"{c.name:10} {len(c.chips):3} chips  {c.pixel_scale_arcsec} arcsec  {c.title}" for c in cameras)
 
 
 def show_products() -> str:

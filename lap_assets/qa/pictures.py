@@ -93,3 +93,94 @@ def _encode_grey(grey: np.ndarray, levels: int) -> bytes:
     bits = int(np.ceil(np.log2(levels)))
     picture.save(buffer, format="PNG", compress_level=9, bits=bits if bits in (1, 2, 4) else 8)
     return buffer.getvalue()
+
+
+def colour_picture(
+    blue: np.ndarray,
+    green: np.ndarray,
+    red: np.ndarray,
+    size_px: int | None = None,
+    softening: float = 8.0,
+    stretch: float | None = None,
+    max_bytes: int | None = None,
+) -> bytes:
+    """A colour picture of three bands of one shape, as PNG; Lupton et al. (2004): one stretch of the mean intensity.
+
+    Parameters
+    ----------
+    blue, green, red : (ny, nx) arrays
+        In one flux unit (nJy), sky removed; not finite values are black.
+    size_px : int, optional
+        Longest side; images are shrunk by averaging blocks, never enlarged.
+    softening : float
+        Lupton's Q: large values bring out bright cores.
+    stretch : float, optional
+        Intensity below which the picture is linear; default 6 times the noise of the mean intensity.
+    max_bytes : int, optional
+        The picture is reduced to a palette of ever fewer colours, then halved, until it is no larger.
+    """
+    bands = [np.asarray(band, dtype=np.float64) for band in (red, green, blue)]
+    valid = np.logical_and.reduce([np.isfinite(band) & (band != 0) for band in bands])
+    if size_px:
+        shrunk = [shrink_image(np.where(valid, band, 0.0), valid, size_px) for band in bands]
+        bands, valid = [band for band, _ in shrunk], shrunk[0][1]
+    rgb = (compose_lupton(bands, valid, softening, stretch) * 255.0 + 0.5).astype(np.uint8)[::-1]
+    picture = Image.frombytes("RGB", rgb.shape[1::-1], np.ascontiguousarray(rgb).tobytes())
+    return encode_picture(picture, max_bytes)
+
+
+def compose_lupton(
+    bands: list[np.ndarray], valid: np.ndarray, softening: float = 8.0, stretch: float | None = None
+) -> np.ndarray:
+    """(ny, nx, 3) floats 0..1 of red, green, blue: each band times arcsinh(Q I / s) / (Q I), Lupton et al. (2004), eq. 2.
+
+    Colours of saturated pixels are kept by dividing all three bands by the largest.
+    """
+    scaled = balance_bands(bands, valid)
+    intensity = np.where(valid, sum(scaled) / 3.0, 0.0)
+    if stretch is None:
+        stretch = 6.0 * (_robust_sigma(intensity[valid]) if valid.any() else 1.0)
+    positive = np.maximum(intensity, 1e-6 * stretch)
+    factor = np.arcsinh(softening * positive / stretch) / (softening * positive)
+    # the zero of the sky is a dark grey, not black
+    rgb = np.stack([np.where(valid, band * factor * 3.0 + 0.06, 0.0) for band in scaled], axis=-1)
+    rgb = np.maximum(rgb, 0.0)
+    return rgb / np.maximum(rgb.max(axis=-1, keepdims=True), 1.0)
+
+
+def balance_bands(bands: list[np.ndarray], valid: np.ndarray) -> list[np.ndarray]:
+    """Take the sky off each band and scale it so that the bright pixels of the field are white on average."""
+    balanced = []
+    for band in bands:
+        values = band[valid]
+        if not values.size:
+            balanced.append(band)
+            continue
+        sky = float(np.median(values))
+        bright = np.sort(values)[-max(values.size // 50, 1) :]
+        level = float(np.median(bright)) - sky
+        balanced.append((band - sky) / (level if level > 0 else 1.0))
+    return balanced
+
+
+def _robust_sigma(values: np.ndarray) -> float:
+    return 1.4826 * float(np.median(np.abs(values - np.median(values)))) or 1.0
+
+
+def encode_picture(picture: Image.Image, max_bytes: int | None = None) -> bytes:
+    """PNG bytes of an RGB picture; with `max_bytes`, in fewer colours and then smaller until it fits."""
+    if max_bytes is None:
+        return _save_png(picture)
+    for colours in (128, 64, 32, 16):
+        few = picture.quantize(colours, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
+        data = _save_png(few)
+        if len(data) <= max_bytes:
+            return data
+    width, height = (max(side * 4 // 5, 8) for side in picture.size)
+    return encode_picture(picture.resize((width, height), Image.Resampling.BOX), max_bytes)
+
+
+def _save_png(picture: Image.Image) -> bytes:
+    buffer = BytesIO()
+    picture.save(buffer, format="PNG", compress_level=9)
+    return buffer.getvalue()

@@ -13,10 +13,6 @@ from scipy.ndimage import binary_dilation
 from lap_assets.errors import UnprocessableData
 from lap_assets.model.image import NO_WEIGHT
 
-UNITS = {
-    "x": "pix", "y": "pix", "xy_err": "pix", "flux": "BUNIT", "flux_err": "BUNIT", "flux_total": "BUNIT",
-    "radius": "pix", "fwhm": "pix", "peak": "BUNIT",
-}  # fmt: skip
 _EXTRACT_LIMIT = 1_000_000
 _CORE_RADIUS = 2  # px: mask bits within it are the source's own
 
@@ -93,11 +89,7 @@ def recenter_sources(sky_free: np.ndarray, mask: np.ndarray, sources: pd.DataFra
 def measure_sources(
     sky_free: np.ndarray, var: np.ndarray, mask: np.ndarray, sources: pd.DataFrame, radius_px: float
 ) -> pd.DataFrame:
-    """Aperture flux and error (`flux`, `flux_err`), half-light `radius`, `fwhm` from it, and the centroid's error.
-
-    The half-light radius is measured within 3 `radius_px`. For a Gaussian the FWHM is twice that radius; for a Moffat
-    profile it is a little less, alike for all stars of an image.
-    """
+    """Aperture flux and error (`flux`, `flux_err`), half-light `radius` within 3 `radius_px`, and the centroid's error."""
     bad = (mask & int(NO_WEIGHT)) != 0
     image = np.ascontiguousarray(np.where(bad, 0.0, sky_free), np.float32)
     noise = np.sqrt(np.where(bad, 0.0, var), dtype=np.float32)
@@ -109,7 +101,7 @@ def measure_sources(
     # centroid error of a Gaussian star: sigma / (S/N) (King 1983, PASP 95, 163), with its floor for pixelisation
     xy_err = np.where(snr > 0, size / 1.177 / np.maximum(snr, 1.0), 10.0)
     return sources.assign(
-        flux=flux, flux_err=error, radius=size.astype(np.float32), fwhm=(2.0 * size).astype(np.float32),
+        flux=flux, flux_err=error, radius=size.astype(np.float32),
         xy_err=np.hypot(xy_err, 0.003).astype(np.float32),
     )  # fmt: skip
 

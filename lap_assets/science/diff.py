@@ -186,7 +186,7 @@ def subtract_images(
     Raises
     ------
     UnprocessableData
-        If there is no common area, or no star in it to fit the kernel on.
+        If there is no star in a common area to fit the kernel on.
     """
     limits = limits or KernelLimits()
     convolve_template = fwhm_template_px <= fwhm_science_px
@@ -198,6 +198,10 @@ def subtract_images(
     bad = ((sharp.mask & _HARD) != 0) | (sharp.var <= 0)
     filled = _fill_masked(sharp.sci, bad)
     x, y = choose_stamps(sharp, broad, half, basis.radius, limits)
+    if x.size == 0:
+        raise UnprocessableData(
+            f"kernel not fitted: no unsaturated object with a peak over {limits.min_stamp_snr:g} sigma in both images"
+        )
     fit = _fit_kernel(filled, sharp, broad, x, y, half, basis, limits)
     image, kernel, sky = _apply_kernel(filled, bad, sharp, broad, basis, fit, limits, 1.0 if convolve_template else -1.0)
     covariances = noisecov[::-1] if convolve_template else noisecov
@@ -222,26 +226,15 @@ def subtract_images(
 def choose_stamps(
     sharp: MaskedImage, broad: MaskedImage, half: int, radius: int, limits: KernelLimits
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Centres (x, y) of stamps on bright unsaturated objects, spread evenly over the common area, brightest first.
+    """Centres (x, y) of stamps on bright unsaturated objects, spread evenly over the common area; may be empty.
 
     Parameters
     ----------
     half : int
         Half-width of a stamp; `radius` more pixels are needed around it in the sharper image.
-
-    Raises
-    ------
-    UnprocessableData
-        If the images have no usable pixel in common, or no object that serves.
     """
     common = (sharp.mask & _UNUSABLE == 0) & (broad.mask & _UNUSABLE == 0) & (sharp.var > 0) & (broad.var > 0)
-    if not common.any():
-        raise UnprocessableData("science image and template have no usable pixel in common: choose another template")
     x, y, flux = _find_peaks(broad.sci, broad.var, sharp.sci, sharp.var, common, half, radius, limits.min_stamp_snr)
-    if x.size == 0:
-        raise UnprocessableData(
-            f"no unsaturated object with a peak over {limits.min_stamp_snr:g} sigma in both images: kernel not fitted"
-        )
     # the brightest of each tile first, then the second brightest, …: even coverage
     tiles = max(int(np.sqrt(limits.max_stamps)), 1)
     ny, nx = broad.shape
@@ -258,7 +251,7 @@ def choose_stamps(
 
 def polynomial_terms(x: np.ndarray, y: np.ndarray, order: int) -> np.ndarray:
     """(n_terms, …) monomials xⁱyʲ with i + j ≤ order, constant first; x and y scaled to about −1…1 by the caller."""
-    return np.array([x**i * y**j for total in range(order + 1) for j in range(total + 1) for i in (total - j,)])
+    return np.array([x ** (total - j) * y**j for total in range(order + 1) for j in range(total + 1)])
 
 
 def _count_terms(order: int) -> int:
@@ -359,8 +352,46 @@ def _apply_kernel(filled, bad, sharp, broad, basis, fit, limits, sign):
         fit.kernel_order, fit.background_order, basis.radius, np.float32(sign), np.float32(limits.max_bad_weight),
         image.sci, image.mask, image.var,
     )  # fmt: skip
-    faint = (np.abs(broad.sci) < 3.0 * np.sqrt(broad.var)) & image.usable
+    faint = (broad.sci < np.median(broad.sci[image.usable]) + 3.0 * np.sqrt(broad.var)) & image.usable
+    _flatten_sky(image, faint, fit.background_order)
     return image, kernels[0], faint
+
+
+def _flatten_sky(image: MaskedImage, sky: np.ndarray, order: int, block: int = 64) -> None:
+    """Subtract a polynomial through the medians of blocks of sky pixels, in place.
+
+    The stamps lie on stars; all the sky between them knows the level better by far.
+    """
+    ny, nx = image.shape
+    block = min(block, ny, nx)
+    rows, columns = ny // block, nx // block
+    cut = np.s_[: rows * block, : columns * block]
+
+    def tiled(plane):
+        tiles = plane[cut].reshape(rows, block, columns, block).transpose(0, 2, 1, 3)
+        return tiles.reshape(rows * columns, block * block)
+
+    use = tiled(sky)
+    enough = np.flatnonzero(use.sum(axis=1) >= 0.2 * block * block)
+    if enough.size == 0:
+        return
+    values = tiled(image.sci)
+    level = np.array([np.median(values[one][use[one]]) for one in enough], float)
+    row, column = np.divmod(enough, columns)
+    x, y = _scaled((column + 0.5) * block - 0.5, (row + 0.5) * block - 0.5, image.shape)
+    while 3 * _count_terms(order) > enough.size and order > 0:
+        order -= 1
+    coefficients = np.linalg.lstsq(polynomial_terms(x, y, order).T, level, rcond=None)[0]
+    across, down = _scaled(np.arange(nx), np.arange(ny), image.shape)
+    surface = np.zeros(image.shape, np.float32)
+    at = 0
+    for total in range(order + 1):
+        for j in range(total + 1):
+            surface += (coefficients[at] * down**j)[:, None].astype(np.float32) * (across ** (total - j)).astype(
+                np.float32
+            )
+            at += 1
+    image.sci -= np.where(image.var > 0, surface, np.float32(0))
 
 
 def _convolve(transform: np.ndarray, kernel: np.ndarray, size, shape) -> np.ndarray:

@@ -18,9 +18,11 @@ _SUBPIXELS = 8  # a pixel cut by an aperture's edge is divided into this many sq
 
 
 class PsfAt(Protocol):
-    """What a PSF model must do: give the (s, s) stamp, sum 1, centred on its middle pixel, for a place in the image."""
+    """What a PSF model must do: give (s, s) stamps, sum 1, centred on their middle pixel, for places in the image."""
 
     def evaluate(self, x: float, y: float) -> np.ndarray: ...
+
+    def evaluate_many(self, x: np.ndarray, y: np.ndarray) -> np.ndarray: ...
 
 
 @dataclass(frozen=True)
@@ -141,9 +143,7 @@ def render_psfs(psf: PsfAt, x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
     The fraction of a pixel is shifted by the Fourier shift theorem, on a stamp padded against wrapping.
     """
-    stamps = np.array([psf.evaluate(float(u), float(v)) for u, v in zip(x, y, strict=True)], dtype=np.float64)
-    stamps /= stamps.sum(axis=(1, 2), keepdims=True)
-    return shift_stamps(stamps, x - np.round(x), y - np.round(y))
+    return shift_stamps(psf.evaluate_many(x, y), x - np.round(x), y - np.round(y))
 
 
 def shift_stamps(stamps: np.ndarray, dx: np.ndarray, dy: np.ndarray) -> np.ndarray:

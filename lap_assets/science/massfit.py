@@ -109,7 +109,7 @@ def fit_halo(profile: pd.DataFrame, geometry: LensGeometry, concentration: float
     chi2, c200c = profile_chi2(best.x)
     low, high = (_find_rise(lambda m: profile_chi2(m)[0] - chi2 - 1.0, best.x, end) for end in LOG_MASS_RANGE)
     null = float(np.sum((data / error) ** 2))
-    mass = 10.0**best.x
+    mass = float(10.0**best.x)
     return HaloFit(
         m200c_msun=mass,
         m200c_minus_msun=mass - 10.0**low,

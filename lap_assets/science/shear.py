@@ -54,6 +54,7 @@ def measure_shapes(
     flux, variance, kind = cut_stamps(sci, var, empty, segments, ids.astype(np.int64), x, y, stamp_px)
     half = stamp_px // 2
     inner = np.hypot(*np.mgrid[-half : half + 1, -half : half + 1]) <= half / 2.0
+    psfs = psf.evaluate_many(x, y)
     rows = np.full((len(objects), 6), np.nan)
     for k in range(len(objects)):
         rows[k, 5] = np.mean(kind[k][inner] > 0)
@@ -61,7 +62,7 @@ def measure_shapes(
         centre = galsim.PositionD(half + 1 + x[k] - np.round(x[k]), half + 1 + y[k] - np.round(y[k]))
         shape = galsim.hsm.EstimateShear(
             galsim.Image(flux[k]),
-            galsim.Image(np.ascontiguousarray(psf.evaluate(x[k], y[k]), dtype=np.float64)),
+            galsim.Image(np.ascontiguousarray(psfs[k])),
             weight=galsim.Image((kind[k] < 2).astype(np.int32)),
             sky_var=noise,
             shear_est="REGAUSS",

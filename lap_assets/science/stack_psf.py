@@ -3,16 +3,16 @@
 Here: choosing the stars, the order of the model and the fall-back. The model itself is `psf.py`'s.
 """
 
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
 import sep
 
-from lap_assets.errors import UnprocessableData
-from lap_assets.model.image import Mask
+from lap_assets.errors import NoWork
 from lap_assets.science.catalog import BandImage
 from lap_assets.science.forced import PsfAt
-from lap_assets.science.psf import fit_psf
+from lap_assets.science.psf import PsfModel, fit_psf, measure_shape
 from lap_assets.science.star_galaxy import select_psf_stars
 
 
@@ -31,6 +31,10 @@ class MoffatPsf:
         profile = (1.0 + (fine[:, None] ** 2 + fine[None, :] ** 2) / alpha2) ** -self.beta
         stamp = profile.reshape(self.stamp_px, 5, self.stamp_px, 5).mean(axis=(1, 3))
         return stamp / stamp.sum()
+
+    def evaluate_many(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+        """The same stamp n times, (n, s, s)."""
+        return np.repeat(self.evaluate(0.0, 0.0)[None], len(x), axis=0)
 
 
 @dataclass(frozen=True)
@@ -73,29 +77,23 @@ def model_stack_psf(
         Expected seeing.
     """
     size = stamp_size(fwhm_px)
+    x, y = np.array(x, dtype=np.float64), np.array(y, dtype=np.float64)  # sep wants writable arrays
     reach = np.full(len(x), 3.0 * fwhm_px)
     half_light = sep.flux_radius(band.sci, x, y, reach, 0.5, mask=band.empty)[0] if len(x) else np.zeros(0)
     stars = select_psf_stars(np.nan_to_num(half_light), snr, clean, min_snr)
     n = len(stars)
     if n >= min_stars:
         degree = 2 if n >= 60 else 1 if n >= 20 else 0
-        hidden = np.where(band.empty, band.mask | np.int16(Mask.NO_DATA), band.mask).astype(np.int16)
-        try:
+        # stars cut by the image's edge or a hole are no use to the model, which raises when none is left
+        with suppress(NoWork):
             model = fit_psf(
-                band.sci, band.var, hidden, x[stars], y[stars], flux[stars], stamp_px=size, degree=degree
+                band.sci, band.var, band.unusable, x[stars], y[stars], flux[stars], stamp_px=size, degree=degree
             )
-            return StackPsf(model, measure_fwhm(model, band.sci.shape), n, degree)
-        except UnprocessableData:
-            n = 0  # the stars contradict each other: better a plain profile than none
-    return StackPsf(MoffatPsf(fwhm_px, size), fwhm_px, n, -1)
+            if model.n_stars >= min_stars:
+                return StackPsf(model, _measure_fwhm(model, band.sci.shape), model.n_stars, model.degree)
+    return StackPsf(MoffatPsf(fwhm_px, size), fwhm_px, 0, -1)
 
 
-def measure_fwhm(model: PsfAt, shape: tuple[int, int]) -> float:
-    """FWHM (pixels) of the model in the middle of the image, from the area above half of its (interpolated) peak."""
-    stamp = model.evaluate((shape[1] - 1) / 2.0, (shape[0] - 1) / 2.0)
-    size, fine = stamp.shape[0], 8
-    spectrum = np.fft.fftshift(np.fft.fft2(stamp))
-    padded = np.pad(spectrum, (size * (fine - 1) + 1) // 2)
-    smooth = np.fft.ifft2(np.fft.ifftshift(padded)).real
-    scale = padded.shape[0] / size
-    return float(2.0 * np.sqrt(np.count_nonzero(smooth > smooth.max() / 2.0) / np.pi) / scale)
+def _measure_fwhm(model: PsfModel, shape: tuple[int, int]) -> float:
+    """FWHM (pixels) in the middle of the image."""
+    return measure_shape(model.evaluate((shape[1] - 1) / 2.0, (shape[0] - 1) / 2.0)).fwhm_px

@@ -63,7 +63,7 @@ class SurveyDesign:
     pointings_arcmin : tuple of (east, north)
         Centres of the pointings about the field's centre.
     galaxy_density, star_density, field_density : float
-        Per square arcminute: background galaxies brighter than `faint_mag`, stars of 14 < r < 20.5, foreground galaxies.
+        Per square arcminute: background galaxies to `faint_mag`, stars of 14 < r < 20.5, foreground galaxies.
     skycell_px, grid, overlap_px
         The local tessellation that covers the dithered field.
     """

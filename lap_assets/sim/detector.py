@@ -108,9 +108,7 @@ def _make_detector(design: SurveyDesign, chip: str) -> Detector:
     response[rows[1::2], columns[1::2]] *= 0.2
     defects |= hot > 0
     defects[rows[1::2], columns[1::2]] = True
-    return Detector(
-        chip, gain, noise, pedestal, _make_bias(size, rng), response.astype(np.float32), hot, defects
-    )
+    return Detector(chip, gain, noise, pedestal, _make_bias(size, rng), response.astype(np.float32), hot, defects)
 
 
 def _make_bias(size: int, rng: np.random.Generator) -> np.ndarray:
@@ -126,8 +124,8 @@ def _make_bias(size: int, rng: np.random.Generator) -> np.ndarray:
 def make_throughput(design: SurveyDesign, band: str) -> dict[str, np.ndarray]:
     """Throughput (ny, nx) float32 of each chip: response, vignetting, dust.
 
-    Scaled so that throughput * nominal gain / true gain, which is what a flat shows, has mean 1 over the mosaic (defects
-    left out): the zero point then is that of flat-fielded electrons.
+    Scaled so that throughput * pixel area * nominal gain / true gain, which is what a flat shows, has mean 1 over the
+    mosaic (defects left out): the zero point then is that of flat-fielded electrons.
     """
     detectors, places = make_detectors(design), place_chips(design)
     falloff = make_rng(design.seed, "vignetting", band).uniform(0.08, 0.12)
@@ -138,13 +136,14 @@ def make_throughput(design: SurveyDesign, band: str) -> dict[str, np.ndarray]:
         y = (np.arange(design.chip_px)[:, None] - y0) / design.corner_px
         light = detector.response * (1.0 - falloff * (x * x + y * y) ** 1.3) * _draw_dust(design, chip, band)
         maps[chip] = light.astype(np.float32)
-        shown = (maps[chip] * NOMINAL_GAIN / detector.gain_map())[~detector.defects]
+        area = places[chip].pixel_area(detector.shape)
+        shown = (maps[chip] * area * NOMINAL_GAIN / detector.gain_map())[~detector.defects]
         total, count = total + float(shown.sum(dtype=np.float64)), count + shown.size
     return {chip: (one * np.float32(count / total)) for chip, one in maps.items()}
 
 
 def _draw_dust(design: SurveyDesign, chip: str, band: str) -> np.ndarray:
-    """(ny, nx) transmission of grains: rings of a few per cent out of focus on the filter, small spots on the window."""
+    """(ny, nx) transmission of grains: out-of-focus rings of a few per cent on the filter, small ones on the window."""
     size = design.chip_px
     light = np.ones((size, size))
     for label, count, outer, depth in (("window", 12, (3.0, 9.0), 0.06), (f"filter {band}", 5, (18.0, 40.0), 0.03)):

@@ -33,7 +33,7 @@ def estimate_stack_snr(design: SurveyDesign, galaxies: pd.DataFrame) -> np.ndarr
 
 
 def select_measurable(design: SurveyDesign, sky: Sky) -> np.ndarray:
-    """(n,) bool over `sky.galaxies`: background, inside the mosaic, S/N > 10 in r, not blended with a brighter object."""
+    """(n,) bool over `sky.galaxies`: background, in the mosaic, S/N > 10 in r, not blended with a brighter object."""
     galaxies, lens = sky.galaxies, sky.lens
     everything = pd.concat([galaxies[["ra", "dec", "mag_r"]], sky.stars[["ra", "dec", "mag_r"]]], ignore_index=True)
     east, north = project_tangent(
@@ -65,13 +65,14 @@ def summarize_lens(design: SurveyDesign, sky: Sky) -> dict[str, Any]:
     sigma_e = float(np.sqrt(0.5 * np.mean(chosen["e1"] ** 2 + chosen["e2"] ** 2)))
     # the source redshift whose D_ls/D_s is the mean over the sample
     grid = np.linspace(lens.design.z + 0.05, 2.0, 400)
-    z_source = float(np.interp(lens.compute_efficiency(chosen["z"].to_numpy()).mean(), lens.compute_efficiency(grid), grid))
+    mean_efficiency = lens.compute_efficiency(chosen["z"].to_numpy()).mean()
+    z_source = float(np.interp(mean_efficiency, lens.compute_efficiency(grid), grid))
     side = 2.0 * design.half_field_px * PIXEL_SCALE_ARCSEC / 60.0
     width = max(x for x, _ in design.pointings_arcmin) - min(x for x, _ in design.pointings_arcmin)
     return {
         "ra": lens.ra_deg, "dec": lens.dec_deg, "z": lens.design.z, "m200c_msun": lens.design.m200c_msun,
         "c200c": lens.design.c200c, "z_source": z_source, "sigma_e": sigma_e,
         "n_measurable": len(chosen), "n_measurable_per_arcmin2": len(chosen) / (side * (side + width)),
-        "measurable": f"z > z_lens + 0.1, r-stack S/N > {SNR_CUT:g}, no brighter object within {_BLEND_ARCSEC:g} arcsec",
+        "measurable": f"z > z_lens + 0.1, r-stack S/N > {SNR_CUT:g}, no brighter object within {_BLEND_ARCSEC:g}\"",
         "expected_snr": {f"{r:g}": predict_snr(radius, tangential, sigma_e, 60.0 * r) for r in RADII_ARCMIN},
     }  # fmt: skip

@@ -119,9 +119,7 @@ def filter_schirmer(x: np.ndarray) -> np.ndarray:
     return np.where(x <= 1.0, ramp / cut, 0.0)
 
 
-def predict_snr(
-    radius_arcsec: np.ndarray, shear_tangential: np.ndarray, sigma_e: float, filter_arcsec: float
-) -> float:
+def predict_snr(radius_arcsec: np.ndarray, shear_tangential: np.ndarray, sigma_e: float, filter_arcsec: float) -> float:
     """Expected aperture-mass S/N at the lens for galaxies at given radii with given true tangential shear.
 
     Sum(Q g_t) / (sigma_e sqrt(sum Q^2)), sigma_e per component (Schneider 1996, MNRAS 283, 837, eq. 19).

@@ -6,6 +6,7 @@ can be written as TAN-SIP without loss. How much light arrives is the detector's
 """
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from astropy.io import fits
@@ -25,12 +26,20 @@ class ChipPlace:
     terms_x: tuple[float, ...]
     terms_y: tuple[float, ...]
 
+    def pixel_area(self, shape: tuple[int, int]) -> np.ndarray:
+        """(ny, nx) float32: area of each pixel on the sky relative to the area on the optical axis."""
+        u = np.arange(shape[1])[None, :] - self.origin[0]
+        v = np.arange(shape[0])[:, None] - self.origin[1]
+        (xu, xv), (yu, yv) = (_slopes(terms, u, v) for terms in (self.terms_x, self.terms_y))
+        return ((1.0 + xu) * (1.0 + yv) - xv * yu).astype(np.float32)
 
+
+@lru_cache(maxsize=4)
 def place_chips(design: SurveyDesign) -> dict[str, ChipPlace]:
     """The true places of the chips of this seed's camera: off by up to 3 px and 0.03 degrees from nominal."""
     rng = make_rng(design.seed, "chip places")
     corner = design.corner_px
-    scale = np.array([corner ** (1 - i - j) for i, j in _TERMS])  # a coefficient is then px of shift at the corner
+    scale = np.array([corner ** -(i + j) for i, j in _TERMS])  # a coefficient is then px of shift at the corner
     along_x, along_y = 0.1 * design.corner_distortion_px * rng.normal(size=(2, len(_TERMS)))
     for i, j in ((3, 0), (1, 2)):  # radial term: shift outwards, growing with the cube of the radius
         along_x[_TERMS.index((i, j))] += design.corner_distortion_px
@@ -66,9 +75,20 @@ def _monomials(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     return np.stack([x**i * y**j for i, j in _TERMS], axis=-1)
 
 
+def _slopes(terms: tuple[float, ...], u: np.ndarray, v: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Derivatives of a distortion along u (1, nx) and v (ny, 1), each (ny, nx)."""
+    along_u, along_v = np.zeros((v.size, u.size)), np.zeros((v.size, u.size))
+    for (i, j), term in zip(_TERMS, terms, strict=True):
+        if i:
+            along_u += term * i * u ** (i - 1) * v**j
+        if j:
+            along_v += term * j * u**i * v ** (j - 1)
+    return along_u, along_v
+
+
 @dataclass(frozen=True)
 class Pointing:
-    """Where the telescope really pointed: tangent point [deg], rotation of the field [rad], relative change of scale."""
+    """Where the telescope really pointed: tangent point [deg], field rotation [rad], relative change of scale."""
 
     ra_deg: float
     dec_deg: float
@@ -120,20 +140,6 @@ class ChipWcs:
         xw, yw = self.sky_to_pixel(ra_deg - step / np.cos(np.radians(dec_deg)), dec_deg)
         xn, yn = self.sky_to_pixel(ra_deg, dec_deg + step)
         return np.stack([np.stack([xw - x0, xn - x0], -1), np.stack([yw - y0, yn - y0], -1)], -2)
-
-    def pixel_area(self) -> np.ndarray:
-        """(ny, nx) float32: area of each pixel on the sky relative to the area on the optical axis."""
-        u = np.arange(self.nx)[None, :] - self.place.origin[0]
-        v = np.arange(self.ny)[:, None] - self.place.origin[1]
-        slopes = [[np.zeros((self.ny, self.nx)) for _ in "uv"] for _ in "xy"]
-        for row, terms in enumerate((self.place.terms_x, self.place.terms_y)):
-            for (i, j), term in zip(_TERMS, terms, strict=True):
-                if i:
-                    slopes[row][0] += term * i * u ** (i - 1) * v**j
-                if j:
-                    slopes[row][1] += term * j * u**i * v ** (j - 1)
-        (xu, xv), (yu, yv) = slopes
-        return ((1.0 + xu) * (1.0 + yv) - xv * yu).astype(np.float32)
 
     def header(self) -> fits.Header:
         """The same as TAN-SIP cards."""

@@ -46,7 +46,7 @@ def make_chip_frame(design: SurveyDesign, frame: Frame, chip: str, sky: Sky, tra
     result = ChipFrame(np.empty(0))
     collected = np.zeros(detector.shape, np.float32)
     if frame.kind != "bias":
-        area = ChipWcs(place_chips(design)[chip], frame.pointing, design.chip_px, design.chip_px).pixel_area()
+        area = place_chips(design)[chip].pixel_area(detector.shape)
         throughput = make_throughput(design, frame.band)[chip]
         if frame.kind == "flat":
             # Gaussian for Poisson: at 30,000 electrons nobody can tell
@@ -54,7 +54,10 @@ def make_chip_frame(design: SurveyDesign, frame: Frame, chip: str, sky: Sky, tra
             collected = expected + np.sqrt(expected) * rng.standard_normal(detector.shape, dtype=np.float32)
         else:
             background = draw_background(design, frame, chip, area)
-            light = (background + draw_objects(design, frame, chip, sky, transients)) * throughput
+            light = background + draw_objects(design, frame, chip, sky, transients)
+            if frame.trail is not None:
+                light += _draw_trail(design, frame, chip)
+            light *= throughput
             collected = rng.poisson(np.maximum(light, 0.0)).astype(np.float32)
             rate = _COSMIC_RAYS_PER_S_PER_MPX * frame.exptime_s * light.size / 1024**2
             hits = draw_cosmic_rays(detector.shape, int(rng.poisson(rate)), rng)
@@ -82,19 +85,21 @@ def _focal_plane(design: SurveyDesign, chip: str, x: np.ndarray, y: np.ndarray) 
 
 
 def draw_background(design: SurveyDesign, frame: Frame, chip: str, area: np.ndarray) -> np.ndarray:
-    """(ny, nx) float32 electrons of sky and satellite trail before the throughput."""
+    """(ny, nx) float32 electrons of sky before the throughput."""
     pixels = np.arange(design.chip_px)
     x, y = _focal_plane(design, chip, pixels[None, :], pixels[:, None])
     light = frame.light_e * (1.0 + frame.sky_slope[0] * x + frame.sky_slope[1] * y) * area
-    if frame.trail is not None:
-        width = frame.seeing.fwhm_arcsec / PIXEL_SCALE_ARCSEC
-        light = light + frame.trail.draw(place_chips(design)[chip].origin, light.shape, width, frame.seeing.beta)
     return light.astype(np.float32)
 
 
-def draw_objects(
-    design: SurveyDesign, frame: Frame, chip: str, sky: Sky, transients: pd.DataFrame
-) -> np.ndarray:  # fmt: skip
+def _draw_trail(design: SurveyDesign, frame: Frame, chip: str) -> np.ndarray:
+    shape = (design.chip_px, design.chip_px)
+    width = frame.seeing.fwhm_arcsec / PIXEL_SCALE_ARCSEC
+    trail = frame.trail.draw(place_chips(design)[chip].origin, shape, width, frame.seeing.beta)
+    return trail.astype(np.float32)
+
+
+def draw_objects(design: SurveyDesign, frame: Frame, chip: str, sky: Sky, transients: pd.DataFrame) -> np.ndarray:
     """(ny, nx) float32 electrons of stars, galaxies and transients before the throughput."""
     image = np.zeros((design.chip_px, design.chip_px), np.float32)
     column = f"mag_{frame.band}"
@@ -107,7 +112,9 @@ def draw_objects(
     for index in np.unique(sky.galaxies["sersic"]):
         of_kind = (sky.galaxies["sersic"] == index).to_numpy()
         ra, dec, mag = sky.galaxies.loc[of_kind, ["ra", "dec", column]].to_numpy().T
-        _add_objects(image, design, frame, chip, (ra, dec, mag), tabulate_profile("sersic", float(index)), maps[of_kind])
+        _add_objects(
+            image, design, frame, chip, (ra, dec, mag), tabulate_profile("sersic", float(index)), maps[of_kind]
+        )
     return image
 
 
@@ -135,7 +142,8 @@ def _add_objects(
     column, row = np.rint(x).astype(int), np.rint(y).astype(int)
     for size in np.unique(sizes):
         reach = size // 2 + 1
-        visible = (column > -reach) & (column < design.chip_px + reach) & (row > -reach) & (row < design.chip_px + reach)
+        last = design.chip_px + reach
+        visible = (column > -reach) & (column < last) & (row > -reach) & (row < last)
         chosen = np.flatnonzero((sizes == size) & visible)
         step = max(_BATCH_PIXELS // int(size) ** 2, 1)
         for start in range(0, len(chosen), step):

@@ -144,8 +144,8 @@ def _draw_conditions(
         e_gradient=tuple(float(v) for v in rng.normal(0.0, 0.007, 4)),
     )  # fmt: skip
     return Frame(
-        number, "object", band, night, mjd, BANDS[band].exptime_s, ra, dec, float(rng.uniform(1.05, 1.4)), name, comment,
-        light_e=BANDS[band].sky_e * float(rng.uniform(0.9, 1.1)),
+        number, "object", band, night, mjd, BANDS[band].exptime_s, ra, dec, airmass=float(rng.uniform(1.05, 1.4)),
+        object=name, comment=comment, light_e=BANDS[band].sky_e * float(rng.uniform(0.9, 1.1)),
         sky_slope=tuple(float(v) for v in rng.normal(0.0, 0.008, 2)), transparency=float(rng.uniform(0.85, 1.0)),
         pointing=pointing, seeing=seeing, trail=_draw_trail(design) if number == streaked else None,
         transients=night == design.nights[-1],

@@ -39,6 +39,10 @@ def draw_sky(design: SurveyDesign) -> Sky:
     galaxies = pd.concat(
         [_draw_members(design, lens), _draw_foreground(design), _draw_background(design, lens)], ignore_index=True
     )
+    # members reach farther than a small field does
+    east, north = project_tangent(galaxies["ra"], galaxies["dec"], design.ra_deg, design.dec_deg)
+    half_east, half_north = design.sky_half_deg
+    galaxies = galaxies[(np.abs(east) < half_east) & (np.abs(north) < half_north)].reset_index(drop=True)
     galaxies.insert(0, "galaxy_id", np.arange(len(galaxies)))
     return Sky(lens, stars, galaxies, refcat)
 
@@ -159,7 +163,7 @@ def _draw_foreground(design: SurveyDesign) -> pd.DataFrame:
 
 
 def _draw_members(design: SurveyDesign, lens: Lens) -> pd.DataFrame:
-    """Cluster members: a projected NFW profile out to 8', a Schechter function, a red sequence, one brightest galaxy."""
+    """Cluster members: projected NFW profile out to 8', Schechter function, red sequence, one brightest galaxy."""
     rng = make_rng(design.seed, "members")
     count = int(rng.poisson(180))
     # radius where the projected NFW mass (c = 4, r200 = 10') is a uniform fraction of that within 8'
@@ -173,9 +177,8 @@ def _draw_members(design: SurveyDesign, lens: Lens) -> pd.DataFrame:
     mag_r[0] = 16.2
     re = np.clip(1.1 * 10.0 ** (-0.17 * (mag_r - 18.5)) * np.exp(rng.normal(0.0, 0.15, count)), 0.3, 2.2)
     re[0] = 3.5
-    table = _galaxy_table(
-        design, east0 + radius * np.cos(angle), north0 + radius * np.sin(angle), np.full(count, lens.design.z), re, mag_r
-    )
+    east, north = east0 + radius * np.cos(angle), north0 + radius * np.sin(angle)
+    table = _galaxy_table(design, east, north, np.full(count, lens.design.z), re, mag_r)
     table["sersic"], table["member"] = 2.5, True
     table["e1"], table["e2"] = _draw_ellipticities(rng, count, 0.15)
     g_r = 1.25 - 0.03 * (mag_r - 18.0) + rng.normal(0.0, 0.03, count)

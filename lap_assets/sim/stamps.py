@@ -11,6 +11,7 @@ from functools import lru_cache
 import galsim
 import numpy as np
 import scipy.fft
+from numba import njit
 
 _TABLE_STEPS = 6000
 _OVERSAMPLING = 2  # of the pixel: a Moffat of 2 px FWHM has no power beyond (1e-6)
@@ -18,22 +19,19 @@ _OVERSAMPLING = 2  # of the pixel: a Moffat of 2 px FWHM has no power beyond (1e
 
 @dataclass(frozen=True)
 class Table:
-    """Fourier amplitude of a circular profile of unit flux and size at |k| = index / inverse_step."""
+    """Fourier amplitude of a circular profile of unit flux and size at |k| = index / inverse_step.
+
+    Between entries it is linear with `slopes`, beyond the last it stays.
+    """
 
     inverse_step: float
     values: np.ndarray
     slopes: np.ndarray
 
-    def look_up(self, k: np.ndarray) -> np.ndarray:
-        """Amplitudes at |k|, linearly interpolated; the last value beyond the table."""
-        position = np.minimum(k * self.inverse_step, _TABLE_STEPS - 1.001)
-        index = position.astype(np.int32)
-        return self.values[index] + (position - index) * self.slopes[index]
-
 
 @lru_cache(maxsize=64)
 def tabulate_profile(kind: str, parameter: float = 0.0) -> Table:
-    """Table of a profile: `moffat` (parameter beta, unit FWHM) or `sersic` (parameter index, unit half-light radius)."""
+    """Table of a profile: `moffat` (of index beta, unit FWHM) or `sersic` (of index n, unit half-light radius)."""
     if kind == "moffat":
         profile, k_max = galsim.Moffat(beta=parameter, fwhm=1.0), 40.0
     else:
@@ -69,9 +67,10 @@ def draw_stamps(
     fine = _OVERSAMPLING * size
     kx = 2.0 * np.pi * scipy.fft.rfftfreq(fine, 1.0 / _OVERSAMPLING)
     ky = 2.0 * np.pi * scipy.fft.fftfreq(fine, 1.0 / _OVERSAMPLING)
-    amplitude = psf.look_up(_stretched_k(kx, ky, psf_maps))
+    amplitude = np.ones((len(dx), fine, len(kx)))
+    _multiply_transform(amplitude, kx, ky, psf_maps, psf.inverse_step, psf.values, psf.slopes)
     if profile is not None and profile_maps is not None:
-        amplitude *= profile.look_up(_stretched_k(kx, ky, profile_maps))
+        _multiply_transform(amplitude, kx, ky, profile_maps, profile.inverse_step, profile.values, profile.slopes)
     phase_x = np.sinc(kx / (2 * np.pi)) * np.exp(-1j * kx * (np.asarray(dx)[:, None] + size // 2))
     phase_y = np.sinc(ky / (2 * np.pi)) * np.exp(-1j * ky * (np.asarray(dy)[:, None] + size // 2))
     waves = amplitude * phase_x[:, None, :]
@@ -83,12 +82,18 @@ def draw_stamps(
     return scipy.fft.irfft(folded, n=size, axis=2)
 
 
-def _stretched_k(kx: np.ndarray, ky: np.ndarray, maps: np.ndarray) -> np.ndarray:
-    """(n, nky, nkx) |transpose(map) k|: where a mapped profile's transform is looked up."""
-    xx = maps[:, 0, 0] ** 2 + maps[:, 0, 1] ** 2
-    xy = maps[:, 0, 0] * maps[:, 1, 0] + maps[:, 0, 1] * maps[:, 1, 1]
-    yy = maps[:, 1, 0] ** 2 + maps[:, 1, 1] ** 2
-    squared = (2.0 * xy[:, None] * ky)[:, :, None] * kx
-    squared += (xx[:, None] * kx**2)[:, None, :]
-    squared += (yy[:, None] * ky**2)[:, :, None]
-    return np.sqrt(np.maximum(squared, 0.0, out=squared), out=squared)
+@njit(cache=True, nogil=True)
+def _multiply_transform(
+    amplitude: np.ndarray, kx: np.ndarray, ky: np.ndarray, maps: np.ndarray, inverse_step: float, values: np.ndarray,
+    slopes: np.ndarray,
+) -> None:  # fmt: skip
+    """Multiply (n, nky, nkx) amplitudes by the transform of mapped profiles: the table at |transpose(map) k|."""
+    last = len(values) - 1.001
+    for n in range(len(amplitude)):
+        a, b, c, d = maps[n, 0, 0], maps[n, 0, 1], maps[n, 1, 0], maps[n, 1, 1]
+        for j in range(len(ky)):
+            for i in range(len(kx)):
+                along, across = a * kx[i] + c * ky[j], b * kx[i] + d * ky[j]
+                position = min(np.sqrt(along * along + across * across) * inverse_step, last)
+                index = int(position)
+                amplitude[n, j, i] *= values[index] + (position - index) * slopes[index]

@@ -5,7 +5,7 @@ One task per frame, seeded by (seed, frame, chip), so that bytes do not depend o
 
 import multiprocessing
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,8 @@ _TRUTH = "truth"
 
 
 def simulate_survey(
-    out: Path, seed: int, size: str, workers: int = 2, progress: Progress | None = None
+    out: Path, seed: int, size: str, workers: int = 2, progress: Progress | None = None,
+    executor: Executor | None = None,
 ) -> None:  # fmt: skip
     """Simulate a survey into the folder `out`.
 
@@ -45,16 +46,21 @@ def simulate_survey(
         Processes; 1 works in this one.
     progress : callable
         Called with (frames done, frames in all).
+    executor : concurrent.futures.Executor
+        Where to work instead of processes of its own.
 
     Raises
     ------
     BadInput
         Unknown size, impossible seed, or a folder that is not empty.
     """
-    write_survey(Path(out), make_design(size, seed), workers, progress)
+    write_survey(Path(out), make_design(size, seed), workers, progress, executor)
 
 
-def write_survey(out: Path, design: SurveyDesign, workers: int = 2, progress: Progress | None = None) -> None:
+def write_survey(
+    out: Path, design: SurveyDesign, workers: int = 2, progress: Progress | None = None,
+    executor: Executor | None = None,
+) -> None:  # fmt: skip
     """Simulate the survey of a design; see `simulate_survey`."""
     if workers < 1:
         raise BadInput(f"workers must be at least 1, not {workers}")
@@ -64,7 +70,7 @@ def write_survey(out: Path, design: SurveyDesign, workers: int = 2, progress: Pr
         (out / folder).mkdir(parents=True, exist_ok=True)
     frames = plan_frames(design)
     rows: dict[int, list[dict[str, Any]]] = {}
-    for done, (number, described) in enumerate(_simulate_frames(out, design, frames, workers), start=1):
+    for done, (number, described) in enumerate(_simulate_frames(out, design, frames, workers, executor), start=1):
         rows[number] = described
         if progress is not None:
             progress(done, len(frames))
@@ -75,21 +81,32 @@ def write_survey(out: Path, design: SurveyDesign, workers: int = 2, progress: Pr
 
 
 def _simulate_frames(
-    out: Path, design: SurveyDesign, frames: list[Frame], workers: int
+    out: Path, design: SurveyDesign, frames: list[Frame], workers: int, executor: Executor | None
 ) -> Iterator[tuple[int, list[dict[str, Any]]]]:
     """Numbers of frames as they are done, with their rows of truth."""
-    if workers == 1:
+    if executor is not None:
+        yield from _spread_frames(out, design, frames, executor)
+    elif workers == 1:
         for frame in frames:
             yield frame.number, simulate_frame(out, design, frame)
-        return
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])
-    with ProcessPoolExecutor(workers, mp_context=context) as pool:
-        # frames of the sky first: they take longest
-        ordered = sorted(frames, key=lambda frame: (frame.kind != "object", frame.number))
-        pending = {pool.submit(simulate_frame, out, design, frame): frame.number for frame in ordered}
+    else:
+        # spawn: a forkserver of ours would be the one other pools of this process then get
+        with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+            yield from _spread_frames(out, design, frames, pool)
+
+
+def _spread_frames(
+    out: Path, design: SurveyDesign, frames: list[Frame], executor: Executor
+) -> Iterator[tuple[int, list[dict[str, Any]]]]:
+    # frames of the sky first: they take longest
+    ordered = sorted(frames, key=lambda frame: (frame.kind != "object", frame.number))
+    pending = {executor.submit(simulate_frame, out, design, frame): frame.number for frame in ordered}
+    try:
         for future in as_completed(pending):
             yield pending[future], future.result()
+    finally:
+        for future in pending:
+            future.cancel()
 
 
 @lru_cache(maxsize=1)

@@ -106,11 +106,6 @@ class Repo:
         paths = [(self.layout.member(data_id, manifest.directory, n), r.bytes) for n, r in manifest.members.items()]
         return all(path.is_file() and path.stat().st_size == size for path, size in paths)
 
-    def has_member(self, data_id: DataId, member: str) -> bool:
-        """Whether the manifest of a unit lists a member."""
-        manifest = self.manifest(data_id)
-        return manifest is not None and member in manifest.members
-
     # ---- reading by data id
 
     def read_image(

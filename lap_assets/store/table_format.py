@@ -18,6 +18,8 @@ import pyarrow.parquet as pq
 from lap_assets.errors import PermanentFailure
 from lap_assets.store.fits_format import MalformedFile
 
+_UNITS = b"units"  # key of the file's metadata: JSON object of unit by column
+
 
 def encode_table(table: pd.DataFrame) -> tuple[bytes, str]:
     """Parquet bytes and content hash of a table; units are taken from `table.attrs["units"]`.
@@ -33,39 +35,41 @@ def encode_table(table: pd.DataFrame) -> tuple[bytes, str]:
     except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError) as error:
         raise PermanentFailure(f"the table cannot be stored in Parquet: {' '.join(str(error).split())}") from None
     columns = [_normalise_column(name, arrow.column(name)) for name in arrow.column_names]
-    fields = [
-        pa.field(name, column.type, metadata={"unit": str(units[name])} if units.get(name) else None)
-        for name, column in zip(arrow.column_names, columns, strict=True)
-    ]
-    arrow = pa.Table.from_arrays(columns, schema=pa.schema(fields))
+    kept = {name: str(units[name]) for name in arrow.column_names if units.get(name)}
+    fields = [pa.field(name, column.type) for name, column in zip(arrow.column_names, columns, strict=True)]
+    arrow = pa.Table.from_arrays(columns, schema=pa.schema(fields, metadata={_UNITS: encode_json(kept)}))
     buffer = BytesIO()
-    pq.write_table(arrow, buffer, compression="zstd", compression_level=1, store_schema=False)
+    pq.write_table(arrow, buffer, compression="zstd", compression_level=1)
     return buffer.getvalue(), hash_table(arrow)
 
 
 def decode_table(data: bytes, columns: Sequence[str] | None = None) -> tuple[pd.DataFrame, str]:
     """The table in Parquet bytes (some or all columns) and, of what was read, the content hash."""
     try:
-        arrow = pq.read_table(pa.BufferReader(data), columns=columns, use_threads=False)
+        file = pq.ParquetFile(pa.BufferReader(data))
+        missing = [name for name in columns or () if name not in file.schema_arrow.names]
+        if missing:
+            raise MalformedFile(f"no column {', '.join(missing)}; there are: {', '.join(file.schema_arrow.names)}")
+        arrow = file.read(columns=columns, use_threads=False)
     except (pa.ArrowException, OSError) as error:
         raise MalformedFile(f"unreadable Parquet: {' '.join(str(error).split())[:120]}") from None
-    missing = [name for name in columns or () if name not in arrow.column_names]
-    if missing:
-        raise MalformedFile(f"no column {', '.join(missing)}; there are: {', '.join(arrow.column_names)}")
     table = arrow.replace_schema_metadata(None).to_pandas(use_threads=False)
-    units = {f.name: f.metadata[b"unit"].decode() for f in arrow.schema if f.metadata and b"unit" in f.metadata}
-    table.attrs["units"] = units
+    units = _read_units(arrow)
+    table.attrs["units"] = {name: units[name] for name in arrow.column_names if name in units}
     return table, hash_table(arrow)
 
 
 def hash_table(table: pa.Table) -> str:
     """Content hash: of each column its name, unit, type, length and little-endian values."""
-    digest = hashlib.sha256()
-    for field in table.schema:
-        unit = (field.metadata or {}).get(b"unit", b"").decode()
-        digest.update(f"{field.name} [{unit}] {table.num_rows}\n".encode())
-        _update_digest(digest, _join_chunks(table.column(field.name)))
+    digest, units = hashlib.sha256(), _read_units(table)
+    for name in table.column_names:
+        digest.update(f"{name} [{units.get(name, '')}] {table.num_rows}\n".encode())
+        _update_digest(digest, _join_chunks(table.column(name)))
     return digest.hexdigest()
+
+
+def _read_units(table: pa.Table) -> dict[str, str]:
+    return decode_json((table.schema.metadata or {}).get(_UNITS, b"{}"))
 
 
 def _join_chunks(column: pa.ChunkedArray) -> pa.Array:
@@ -91,7 +95,8 @@ def _normalise_column(name: str, column: pa.ChunkedArray) -> pa.Array:
 
 def _update_digest(digest: "hashlib._Hash", array: pa.Array) -> None:
     kind = array.type
-    digest.update(f"{kind} {len(array)} {array.null_count}\n".encode())
+    name = "list" if pa.types.is_list(kind) else str(kind)  # what a list calls its items depends on who wrote it
+    digest.update(f"{name} {len(array)} {array.null_count}\n".encode())
     if array.null_count:
         digest.update(np.packbits(np.asarray(array.is_valid())).tobytes())
     if pa.types.is_list(kind):

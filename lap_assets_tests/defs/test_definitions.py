@@ -1,0 +1,172 @@
+"""The Dagster definitions: a graph without a repository, and partitions and mappings exactly those of the survey."""
+
+import subprocess
+import sys
+
+import dagster as dg
+import pytest
+
+from lap_assets.definitions import build_defs
+from lap_assets.errors import BadInput
+from lap_assets.model.products import CALIBRATION_COLLECTION, CALIBRATIONS, PRODUCTS, get_product
+from lap_assets_tests.defs.surveys import BANDS, create_survey
+
+PAIRS = [(name, upstream) for name, product in PRODUCTS.items() for upstream in product.inputs]
+CHECKS = {"units_done": False, "files_on_disk": True}
+
+
+def find_key(product: str) -> dg.AssetKey:
+    outside = get_product(product).partitions == CALIBRATIONS
+    return dg.AssetKey([CALIBRATION_COLLECTION if outside else "main", product])
+
+
+@pytest.fixture(scope="module")
+def survey(tmp_path_factory):
+    """The survey of a synthetic ledger."""
+    return create_survey(tmp_path_factory.mktemp("defs") / "repository")
+
+
+@pytest.fixture(scope="module")
+def graph(survey):
+    """The asset graph of that survey, validated as Dagster does when it loads a code location."""
+    definitions = build_defs(survey.root)
+    dg.Definitions.validate_loadable(definitions)
+    return definitions.resolve_asset_graph()
+
+
+@pytest.fixture
+def no_repository(tmp_path, monkeypatch):
+    monkeypatch.delenv("LAP_REPO", raising=False)
+    monkeypatch.chdir(tmp_path)
+
+
+def test_without_a_repository_the_graph_is_there_and_empty(no_repository):
+    """A fresh clone: every product with its inputs, no partition, nothing to launch."""
+    definitions = build_defs()
+    dg.Definitions.validate_loadable(definitions)
+    graph = definitions.resolve_asset_graph()
+    assert graph.get_all_asset_keys() == {find_key(name) for name in PRODUCTS}
+    for name, product in PRODUCTS.items():
+        node = graph.get(find_key(name))
+        assert node.parent_keys == {find_key(one) for one in product.inputs}
+        assert list(node.partitions_def.get_partition_keys()) == []
+        assert node.description and node.metadata["title"] == product.title
+
+
+def test_a_repository_that_is_named_but_not_there_is_an_error(no_repository, tmp_path, monkeypatch):
+    """An empty graph instead would look as if the survey were lost."""
+    with pytest.raises(BadInput, match="is no repository"):
+        build_defs(tmp_path / "absent")
+    monkeypatch.setenv("LAP_REPO", str(tmp_path / "absent"))
+    with pytest.raises(BadInput, match="is no repository"):
+        build_defs()
+
+
+def test_definitions_load_without_noise_and_without_heavy_modules(survey):
+    """Every Dagster process loads them: no warning on the terminal, nothing of the pixel pipeline imported."""
+    heavy = ("sep", "galsim", "numba", "matplotlib", "scipy.optimize", "lap_assets.pipeline.preload")
+    code = f"import sys, lap_assets.definitions as d; d.build_defs(); print([m for m in {heavy} if m in sys.modules])"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=survey.root, capture_output=True, text=True, timeout=120, check=True
+    )
+    assert (done.stdout.strip(), done.stderr) == ("[]", "")
+
+
+def test_partition_keys_are_those_of_the_survey(survey, graph):
+    keys = survey.survey()
+    for name in PRODUCTS:
+        found = graph.get(find_key(name)).partitions_def
+        assert isinstance(found, dg.StaticPartitionsDefinition)
+        assert tuple(found.get_partition_keys()) == keys.partitions(name)
+    # the survey is what it was meant to be: two cells, and pairs that are fewer than exposures times cells
+    assert len(keys.partitions("object_catalogs")) == 2
+    assert len(keys.partitions("stacks")) == 2 * len(BANDS)
+    assert len(keys.partitions("chips")) == 12 and len(keys.partitions("warps")) == 16
+
+
+def walk_up(graph, product, upstream, key) -> set[str]:
+    """Partitions of `upstream` that Dagster takes `key` of `product` to be made from."""
+    child, parent = graph.get(find_key(product)), graph.get(find_key(upstream))
+    mapping = child.partition_mappings[find_key(upstream)]
+    result = mapping.get_upstream_mapped_partitions_result_for_partitions(
+        child.partitions_def.subset_with_partition_keys([key]), child.partitions_def, parent.partitions_def
+    )
+    assert not result.required_but_nonexistent_partition_keys
+    return set(result.partitions_subset.get_partition_keys())
+
+
+def walk_down(graph, product, upstream, key) -> set[str]:
+    """Partitions of `product` that Dagster takes to be made from `key` of `upstream`."""
+    child, parent = graph.get(find_key(product)), graph.get(find_key(upstream))
+    mapping = child.partition_mappings[find_key(upstream)]
+    subset = mapping.get_downstream_partitions_for_partitions(
+        parent.partitions_def.subset_with_partition_keys([key]), parent.partitions_def, child.partitions_def
+    )
+    return set(subset.get_partition_keys())
+
+
+@pytest.mark.parametrize(("product", "upstream"), PAIRS, ids="-".join)
+def test_mapping_is_exactly_who_is_made_from_whom(survey, graph, product, upstream):
+    """Both ways, key by key: what a backfill and the graph see is what the pipeline reads."""
+    keys = survey.survey()
+    made_from = {
+        key: {source for name, source in keys.upstream(product, key) if name == upstream}
+        for key in keys.partitions(product)
+    }
+    for key, sources in made_from.items():
+        assert walk_up(graph, product, upstream, key) == sources
+    for source in keys.partitions(upstream):
+        assert walk_down(graph, product, upstream, source) == {key for key, s in made_from.items() if source in s}
+    assert any(made_from.values()), "a pair without any edge shows nothing"
+
+
+@pytest.mark.parametrize(("product", "upstream"), PAIRS, ids="-".join)
+def test_mapping_is_one_that_the_daemon_understands(graph, product, upstream):
+    """Custom mappings are dropped by the host processes; without one Dagster guesses: both must not happen."""
+    mapping = graph.get(find_key(product)).partition_mappings.get(find_key(upstream))
+    assert type(mapping) in (dg.StaticPartitionMapping, dg.IdentityPartitionMapping)
+    if isinstance(mapping, dg.IdentityPartitionMapping):
+        same = graph.get(find_key(product)).partitions_def, graph.get(find_key(upstream)).partitions_def
+        assert same[0] == same[1]
+
+
+def test_product_table_names_every_input_the_survey_uses(survey):
+    """An edge of `Survey.upstream` that is not in the product table would be no dependency in Dagster."""
+    keys = survey.survey()
+    for name, product in PRODUCTS.items():
+        used = {source for key in keys.partitions(name) for source, _ in keys.upstream(name, key)}
+        assert used == set(product.inputs)
+
+
+def test_every_asset_has_its_checks_policy_and_code_version(survey, graph):
+    """A backfill policy (else one run per partition), checks per partition, and only `files_on_disk` blocks."""
+    for name in PRODUCTS:
+        node = graph.get(find_key(name))
+        assert node.backfill_policy is not None
+        assert node.code_version == survey.configs()[name]
+        for check, blocking in CHECKS.items():
+            spec = graph.get_check_spec(dg.AssetCheckKey(find_key(name), check))
+            assert spec.blocking is blocking
+            assert spec.partitions_def == node.partitions_def
+    assert len(graph.asset_check_keys) == len(CHECKS) * len(PRODUCTS)
+
+
+def test_no_asset_hands_anything_to_the_io_manager(survey):
+    """Dagster's default IO manager pickles: every output is a Nothing, which it never sees."""
+    for asset in build_defs(survey.root).assets:
+        for output in asset.op.output_defs:
+            assert output.dagster_type.is_nothing, f"{asset.op.name}.{output.name}"
+
+
+def test_collections_have_their_own_assets_and_share_the_masters(tmp_path):
+    """Two sequences never overwrite one another: the collection is the prefix of the asset key."""
+    space = create_survey(tmp_path / "repository")
+    (space.root / "lap.yaml").write_text("collections: [main, rerun.2]\n")
+    graph = build_defs(space.root).resolve_asset_graph()
+    outside = {find_key(name) for name in ("master_biases", "master_flats")}
+    inside = {dg.AssetKey([c, name]) for c in ("main", "rerun.2") for name in PRODUCTS} - {
+        dg.AssetKey([c, key.path[-1]]) for c in ("main", "rerun.2") for key in outside
+    }
+    assert graph.get_all_asset_keys() == inside | outside
+    assert graph.get(dg.AssetKey(["rerun.2", "stacks"])).parent_keys == {dg.AssetKey(["rerun.2", "warps"])}
+    assert graph.get(dg.AssetKey(["rerun.2", "chips"])).parent_keys == outside

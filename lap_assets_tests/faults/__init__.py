@@ -1,0 +1,1 @@
+"""What the store promises when processes die, disks fill and bytes rot."""

@@ -1,0 +1,165 @@
+import io
+
+import numpy as np
+import pytest
+from astropy.io import fits
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from lap_assets.errors import PermanentFailure
+from lap_assets.store.fits_format import (
+    MalformedFile,
+    _finish_header,
+    decode_first_header,
+    decode_planes,
+    encode_planes,
+    hash_decoded,
+    hash_planes,
+    image_of_planes,
+    normalise_plane,
+    planes_of_image,
+    sum_words,
+)
+from lap_assets_tests.store.samples import make_image
+
+CARDS = {"LAPPROD": "warps"}
+dtypes = st.sampled_from(["u1", "i2", "i4", "i8", "f4", "f8"]).map(np.dtype)
+arrays = hnp.arrays(dtypes, hnp.array_shapes(min_dims=1, max_dims=3, max_side=7))
+
+
+def encode(planes) -> bytes:
+    ready = {name: (normalise_plane(name, array), header) for name, (array, header) in planes.items()}
+    return b"".join(bytes(piece) for piece in encode_planes(ready, CARDS))
+
+
+def image_bytes(value: float = 3.0) -> bytes:
+    return encode(planes_of_image(make_image(value)))
+
+
+@given(arrays)
+@settings(deadline=None)
+def test_planes_come_back_bit_for_bit(array):
+    data = encode({"SCI": (array, fits.Header())})
+    back, header = decode_planes(io.BytesIO(data))["SCI"]
+    assert back.dtype == array.dtype
+    assert back.tobytes() == array.tobytes()
+    assert header["NAXIS"] == array.ndim
+
+
+@given(arrays)
+@settings(deadline=None)
+def test_astropy_reads_the_same_and_agrees_with_both_checksums(array):
+    data = encode({"SCI": (array, fits.Header())})
+    with fits.open(io.BytesIO(data), checksum=True) as hdus:
+        hdus.verify("exception")
+        assert hdus["SCI"].data.astype(array.dtype).tobytes() == array.tobytes()
+        assert hdus["SCI"].header["DATASUM"] == str(sum_words(array))
+        assert [hdu.verify_checksum() and hdu.verify_datasum() for hdu in hdus] == [1, 1]
+
+
+@given(arrays)
+@settings(deadline=None)
+def test_content_hash_of_what_is_written_is_that_of_what_is_read(array):
+    planes = {"SCI": (array, make_image().header)}
+    assert hash_decoded(io.BytesIO(encode(planes)))[1] == hash_planes(planes)
+
+
+def test_content_hash_sees_pixels_type_shape_name_and_header():
+    base = np.arange(6, dtype=np.float32).reshape(2, 3)
+    header = make_image().header
+    other_header = header.copy()
+    other_header["CRVAL1"] = 151.0
+    changed = base.copy()
+    changed[1, 1] = np.nextafter(changed[1, 1], np.float32(9))
+    variants = [
+        {"SCI": (base, header)},
+        {"SCI": (changed, header)},
+        {"SCI": (base.astype("f8"), header)},
+        {"SCI": (base.reshape(3, 2), header)},
+        {"VAR": (base, header)},
+        {"SCI": (base, other_header)},
+    ]
+    assert len({hash_planes(planes) for planes in variants}) == len(variants)
+
+
+def test_bytes_carry_no_clock_path_or_history():
+    image = make_image()
+    image.header["DATE"] = "2024-01-01T00:00:00"
+    image.header["HISTORY"] = "made in /home/someone"
+    image.header["COMMENT"] = "by host abc"
+    image.header["DATE-OBS"] = "2019-03-04"
+    data = encode(planes_of_image(image))
+    assert b"/home" not in data and b"abc" not in data and b"2024" not in data
+    assert b"2019-03-04" in data  # when the sky was observed is no clock
+    assert data == encode(planes_of_image(image))
+
+
+def test_image_round_trip_keeps_header_and_gives_every_plane_the_wcs():
+    image = make_image(7.0)
+    image.planes["NINPUT"] = np.ones(image.shape, np.int16)
+    planes = decode_planes(io.BytesIO(encode(planes_of_image(image))))
+    back = image_of_planes(planes)
+    assert {key: back.header[key] for key in image.header} == dict(image.header)
+    assert back.planes.keys() == {"NINPUT"}
+    np.testing.assert_allclose(back.wcs.pixel_to_world_values(3, 4), image.wcs.pixel_to_world_values(3, 4), rtol=1e-14)
+    for name in ("MASK", "VAR", "NINPUT"):
+        assert planes[name][1]["CRPIX1"] == image.header["CRPIX1"]
+    assert planes["MASK"][1]["MB03"] == "COSMIC_RAY"
+    assert planes["VAR"][1]["BUNIT"] == "(nJy)2"
+
+
+def test_some_planes_are_read_without_the_others():
+    back = image_of_planes(decode_planes(io.BytesIO(image_bytes()), ("SCI", "VAR")))
+    assert back.mask is None and back.sci.shape == back.var.shape == (12, 10)
+    assert decode_first_header(io.BytesIO(image_bytes()))["VALUE"] == 3.0
+
+
+@pytest.mark.parametrize("array", [np.zeros(3, complex), np.zeros(3, "u2"), np.zeros((0, 2)), np.float32(1)])
+def test_what_fits_has_no_type_for_is_refused(array):
+    with pytest.raises(PermanentFailure, match="plane SCI"):
+        normalise_plane("SCI", array)
+
+
+def test_header_values_that_are_no_ascii_are_refused():
+    header = fits.Header()
+    header["OBJECT"] = "M31"
+    header.cards["OBJECT"]._value = "Größe"
+    with pytest.raises(PermanentFailure, match="header card"):
+        encode({"SCI": (np.ones((2, 2)), header)})
+
+
+def test_every_cut_is_noticed():
+    data = image_bytes()
+    for end in range(0, len(data), 720):
+        with pytest.raises(MalformedFile):
+            decode_planes(io.BytesIO(data[:end]), ("SCI", "MASK", "VAR"))
+
+
+def test_every_flipped_bit_is_noticed():
+    data = image_bytes()
+    rng = np.random.default_rng(5)
+    for position in rng.choice(len(data), 2000, replace=False):
+        bad = bytearray(data)
+        bad[position] ^= 1 << int(rng.integers(8))
+        with pytest.raises(MalformedFile):
+            decode_planes(io.BytesIO(bytes(bad)), ("SCI", "MASK", "VAR"))
+
+
+def test_a_header_that_asks_for_more_than_the_file_holds_costs_no_memory():
+    cards = [("XTENSION", "IMAGE"), ("BITPIX", -32), ("NAXIS", 1), ("NAXIS1", 10**13), ("EXTNAME", "SCI")]
+    primary = next(encode_planes({}, CARDS))
+    with pytest.raises(MalformedFile, match="ends within HDU SCI"):
+        decode_planes(io.BytesIO(primary + _finish_header(fits.Header(cards), 0) + bytes(2880)))
+
+
+def test_files_of_others_are_refused_where_they_differ():
+    compressed, table, twice = io.BytesIO(), io.BytesIO(), io.BytesIO()
+    fits.HDUList([fits.PrimaryHDU(np.ones((4, 4)))]).writeto(compressed)
+    column = fits.Column("a", "E", array=np.ones(3))
+    fits.HDUList([fits.PrimaryHDU(), fits.BinTableHDU.from_columns([column])]).writeto(table)
+    fits.HDUList([fits.PrimaryHDU(), *(fits.ImageHDU(np.ones((2, 2)), name="SCI") for _ in "ab")]).writeto(twice)
+    for stream in (compressed, table, twice, io.BytesIO(b""), io.BytesIO(b"\x00" * 5760)):
+        with pytest.raises(MalformedFile):
+            stream.seek(0)
+            decode_planes(stream)
