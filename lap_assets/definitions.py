@@ -3,6 +3,7 @@
 Without a repository (a fresh clone) the graph is there with empty partition sets.
 """
 
+import os
 from pathlib import Path
 
 import dagster as dg
@@ -12,7 +13,7 @@ from lap_assets.defs.assets.stage import Stages
 from lap_assets.defs.resources import LapResource
 from lap_assets.errors import BadInput
 from lap_assets.model.survey import Survey
-from lap_assets.settings import find_repository
+from lap_assets.settings import REPOSITORY_VARIABLE, find_repository
 from lap_assets.operations.workspace import Workspace
 
 COLLECTION_PARTS = (exposures, warps, stacks, diffs, catalogs, lensing)
@@ -29,11 +30,11 @@ def build_defs(root: Path | None = None, lap: LapResource | None = None) -> dg.D
 
 
 def load_surveys(root: Path | None) -> list[tuple[Survey, dict[str, str]]]:
-    """The survey of each open collection with the hashes of its settings; one empty survey where there is no repository."""
+    """The survey of each open collection with the hashes of its settings; one empty survey where none is named or here."""
     try:
         find_repository(root)
     except BadInput:
-        if root is not None:
+        if root is not None or os.environ.get(REPOSITORY_VARIABLE):
             raise
         return [(Survey("main"), {})]
     space = Workspace.open(root)

@@ -84,6 +84,55 @@ class JointSolutionSettings(Section):
     clip_sigma: float = 4.0
 
 
+class WarpSettings(Section):
+    """Chips resampled to skycells."""
+
+    grid_step_px: int = 32
+    grid_tolerance_px: float = 5e-4
+    max_bad_weight: float = 0.1  # kernel weight of masked pixels above which an output pixel is masked
+    footprint_margin_arcsec: float = 60.0  # planning trusts footprints this far; the solved WCS decides
+
+
+class StackSettings(Section):
+    """Clipped combination of warps, also for templates and final stacks."""
+
+    min_inputs: int = 6  # of the first pass
+    clip_sigma: float = 5.0
+    clip_amplitude: float = 1.0  # fraction of the local amplitude always allowed; 0.3 clips star cores
+    clip_grow_sigma: float = 2.5
+
+
+class DiffSettings(Section):
+    """Difference images and their sources."""
+
+    min_template_inputs: int = 2
+    min_template_coverage: float = 0.2  # of the science image's usable pixels
+    kernel_order: int = 1
+    background_order: int = 1
+    max_stamps: int = 100
+    min_stamp_snr: float = 20.0
+    source_snr: float = 5.0
+    bright_fraction: float = 0.05  # of the template's flux below which a residual is not believed
+
+
+class StreakMaskSettings(Section):
+    """Trails on the differences."""
+
+    snr: float = 8.0
+    min_length_px: float = 80.0
+    margin_px: float = 2.0  # added on both sides of a trail when it is masked
+
+
+class TransientSettings(Section):
+    """Association of the sources of all differences of a cell."""
+
+    match_radius_arcsec: float = 1.0
+    min_detections: int = 2  # in different exposures
+    min_snr: float = 5.0
+    min_snr_max: float = 6.0  # of the best detection
+    positive_only: bool = True  # light that appeared; False: also light that went
+
+
 class ObjectCatalogSettings(Section):
     """Objects of a skycell on all its bands, and their photometry."""
 
@@ -154,6 +203,11 @@ class Settings(Section):
     chips: ChipSettings = ChipSettings()
     solutions: SolutionSettings = SolutionSettings()
     joint_solutions: JointSolutionSettings = JointSolutionSettings()
+    warps: WarpSettings = WarpSettings()
+    stacks: StackSettings = StackSettings()
+    diffs: DiffSettings = DiffSettings()
+    streak_masks: StreakMaskSettings = StreakMaskSettings()
+    transients: TransientSettings = TransientSettings()
     object_catalogs: ObjectCatalogSettings = ObjectCatalogSettings()
     shear_catalogs: ShearCatalogSettings = ShearCatalogSettings()
     mass_maps: MassMapSettings = MassMapSettings()
@@ -210,6 +264,14 @@ def load_settings(root: Path, overrides: Mapping[str, Any] | None = None) -> Set
             raise BadInput(f"{path}: {section!r} must be a section")
         target[name] = value
     return parse_settings(values, str(path))
+
+
+def parse_value(text: str, key: str) -> Any:
+    """Value of a setting given as text (plain YAML: numbers, words, lists); raises `BadInput` that names the `key`."""
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise BadInput(f"setting {key!r}: {text!r} is not plain YAML; write for example 3, 0.5, r or [g, r]") from error
 
 
 def parse_settings(values: Mapping[str, Any], where: str) -> Settings:

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from lap_assets.cli import read, run, setup
+from lap_assets.model.ids import check_name
 
 app = typer.Typer(
     name="lap",
@@ -28,6 +29,8 @@ def common(
     collection: Annotated[str | None, typer.Option(help="Collection (default: the first open one).")] = None,
 ) -> None:
     """Options common to all commands."""
+    if collection is not None:
+        check_name(collection, "collection")
     context.obj = {"repo": repo, "collection": collection}
 
 

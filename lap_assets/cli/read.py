@@ -34,7 +34,8 @@ def ls(
     from lap_assets.operations.read import list_units, summarize_products
 
     space = open_workspace(context)
-    table = list_units(space, product, where) if product or where else summarize_products(space)
+    only = context.obj["collection"]
+    table = list_units(space, product, where, only) if product or where else summarize_products(space, only)
     if as_json:
         print(table.to_json(orient="records", indent=1))
         return

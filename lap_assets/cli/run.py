@@ -24,6 +24,7 @@ def run(
     jobs: Annotated[int, typer.Option("-j", help="Worker processes; 0: as configured, or one per core.")] = 0,
     tessellation: Annotated[str | None, typer.Option(help="Where runs are defined if there are none yet.")] = None,
     config: Annotated[list[str] | None, typer.Option("-c", help="section.key=value for this time.")] = None,
+    retry: Annotated[bool, typer.Option("--retry", help="Take up again what was dropped after its attempts.")] = False,
 ) -> None:
     """Make what is missing, in order, from raw exposures to mass maps. What is done with the same inputs is skipped."""
     from lap_assets.operations import drive
@@ -31,7 +32,7 @@ def run(
     overrides = parse_overrides(config or []) | ({"compute.workers": jobs} if jobs else {})
     space = open_workspace(context, overrides)
     with show_progress() as (tell, begin):
-        summary = drive.run_survey(space, context.obj["collection"], select or [], to, tessellation, tell, begin)
+        summary = drive.run_survey(space, context.obj["collection"], select or [], to, tessellation, tell, begin, retry)
     print(drive.describe(summary))
     for line in summary.failures:
         typer.echo(f"lap: {line}", err=True)

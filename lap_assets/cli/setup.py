@@ -65,15 +65,15 @@ def init(
 
 
 def parse_overrides(pairs: list[str]) -> dict:
-    """`section.key=value` texts to a mapping; values are read as plain YAML scalars."""
-    import yaml
+    """`section.key=value` texts to a mapping."""
+    from lap_assets.settings import parse_value
 
     values = {}
     for pair in pairs:
         key, equals, text = pair.partition("=")
-        if not equals:
-            raise BadInput(f"{pair!r} is not section.key=value")
-        values[key] = yaml.safe_load(text)
+        if not equals or not key:
+            raise BadInput(f"{pair!r} is not section.key=value; for example: compute.workers=2")
+        values[key] = parse_value(text, key)
     return values
 
 

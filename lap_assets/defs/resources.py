@@ -27,18 +27,26 @@ class LapResource:
         Repository folder; None: found from the environment or the current folder.
     tell : callable
         Called with each unit's report (progress bars).
+    space : Workspace or None
+        An open repository, with settings overridden for this time.
     """
 
-    def __init__(self, root: Path | None = None, tell: Callable[[UnitReport], None] = lambda report: None) -> None:
+    def __init__(
+        self,
+        root: Path | None = None,
+        tell: Callable[[UnitReport], None] = lambda report: None,
+        space: Workspace | None = None,
+    ) -> None:
         self.root = root
         self.tell = tell
+        self.space = space
 
     def make(self, context: dg.AssetExecutionContext) -> Iterator[dg.MaterializeResult]:
         """Make the partitions of this run of the one asset the context names."""
         configure_process()
         (asset_key,) = context.selected_asset_keys
         product, collection = asset_key.path[-1], context.assets_def.metadata_by_key[asset_key]["collection"]
-        space = Workspace.open(self.root)
+        space = self.space or Workspace.open(self.root)
         survey = space.survey(collection)
         good, bad = [], []
         for report in work_partitions(space, survey, product, context.partition_keys, context.run_id, self.tell):

@@ -55,6 +55,7 @@ def run_missing(
     targets: Collection[PartitionRef] | None = None,
     tell: Callable[[UnitReport], None] = lambda report: None,
     begin: Callable[[str, int], None] = lambda product, partitions: None,
+    retry: bool = False,
 ) -> RunSummary:
     """Materialize what is missing, in order, until nothing can be done any more.
 
@@ -66,6 +67,8 @@ def run_missing(
         Called with each unit's report.
     begin : callable
         Called with the product and the number of partitions as each batch begins.
+    retry : bool
+        Take up again what was dropped.
     """
     summary = RunSummary()
 
@@ -73,16 +76,16 @@ def run_missing(
         summary.count(report)
         tell(report)
 
-    space.ledger.forget_attempts(survey.collection)
-    definitions = build_defs(space.root, LapResource(space.root, count_and_tell))
+    space.ledger.forget_attempts(survey.collection, dropped=retry)
+    definitions = build_defs(space.root, LapResource(space.root, count_and_tell, space))
     job = definitions.resolve_implicit_global_asset_job_def()
-    before: object = None
+    before, problem = None, ""
     with open_instance(space.root) as instance:
         while True:
             states = space.ledger.partition_states(survey.collection)
             decision = decide(Snapshot(survey, states, space.configs(), targets))
             if (decision.actions, states) == before:
-                raise LapError(f"{decision.actions[0].product}: runs ended without a record; see {space.root / 'dagster'}")
+                raise LapError(f"{decision.actions[0].product}: the run ended without a record: {problem}")
             before = (decision.actions, states)
             if not decision.actions:
                 summary.waiting = dict(decision.waiting)
@@ -95,7 +98,7 @@ def run_missing(
                 summary.failures.append(f"{product} {report.partition}: dropped: {report.reason}")
             made = [action.partition for action in actions if action.kind != DROP]
             for first, last in contiguous_ranges(made, survey.partitions(product)):
-                launch(job, instance, survey, product, first, last)
+                problem = launch(job, instance, survey, product, first, last)
                 summary.runs += 1
 
 
@@ -114,8 +117,8 @@ def contiguous_ranges(wanted: Collection[str], keys: Collection[str]) -> Iterato
             yield found[0], found[-1]
 
 
-def launch(job: dg.JobDefinition, instance: dg.DagsterInstance, survey: Survey, product: str, first: str, last: str) -> bool:
-    """One Dagster run of one asset over a range of partitions, in this process; whether it succeeded."""
+def launch(job: dg.JobDefinition, instance: dg.DagsterInstance, survey: Survey, product: str, first: str, last: str) -> str:
+    """One Dagster run of one asset over a range of partitions, in this process; why it failed, or an empty text."""
     outside = get_product(product).partitions == CALIBRATIONS
     key = dg.AssetKey([CALIBRATION_COLLECTION if outside else survey.collection, product])
     result = job.execute_in_process(
@@ -125,4 +128,6 @@ def launch(job: dg.JobDefinition, instance: dg.DagsterInstance, survey: Survey, 
         run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
         raise_on_error=False,
     )
-    return result.success
+    errors = [event.step_failure_data.error for event in result.get_step_failure_events()]
+    causes = [(error.cause or error).message for error in errors if error is not None]
+    return "" if result.success else " ".join(" ".join(causes or ["the run did not start"]).split())

@@ -15,7 +15,7 @@ from lap_assets.ledger.records import UnitRow
 from lap_assets.ledger.tables import partition, unit
 from lap_assets.model.ids import DataId
 from lap_assets.model.products import CALIBRATION_COLLECTION, CALIBRATIONS, get_product
-from lap_assets.model.states import CORRUPT, PartitionState
+from lap_assets.model.states import CORRUPT, DROPPED, FAILED, PartitionState
 from lap_assets.model.survey import PartitionRef
 
 
@@ -131,10 +131,14 @@ def read_units(
     return sorted(rows, key=lambda row: row.data_id)
 
 
-def forget_attempts(connection: Connection, collection: str) -> None:
-    """Let every failed partition of a collection be tried afresh."""
+def forget_attempts(connection: Connection, collection: str, dropped: bool = False) -> None:
+    """Let every failed partition of a collection be tried afresh, with `dropped` also those given up."""
     homes = partition.c.collection.in_([collection, CALIBRATION_COLLECTION])
     connection.execute(sa.update(partition).where(homes, partition.c.attempts > 0).values(attempts=0))
+    if dropped:
+        given_up = sa.select(unit.c.product, unit.c.partition).where(unit.c.state == DROPPED)
+        these = sa.tuple_(partition.c.product, partition.c.partition).in_(given_up)
+        connection.execute(sa.update(partition).where(homes, these).values(state=FAILED, attempts=0))
 
 
 def forget_unit(connection: Connection, now: float, data_id: DataId, reason: str) -> None:

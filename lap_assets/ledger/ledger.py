@@ -270,10 +270,10 @@ class Ledger:
         with self._database.writing() as connection:
             index.forget_unit(connection, self._database.now(connection), data_id, reason)
 
-    def forget_attempts(self, collection: str = DEFAULT_SEQUENCE) -> None:
-        """Let every failed partition of a collection be tried afresh."""
+    def forget_attempts(self, collection: str = DEFAULT_SEQUENCE, dropped: bool = False) -> None:
+        """Let every failed partition of a collection be tried afresh, with `dropped` also those given up."""
         with self._database.writing() as connection:
-            index.forget_attempts(connection, collection)
+            index.forget_attempts(connection, collection, dropped)
 
     # -- leases -----------------------------------------------------------------------------------------------------
 

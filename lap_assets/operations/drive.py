@@ -25,6 +25,7 @@ def run_survey(
     tessellation: str | None,
     tell: Callable[[UnitReport], None],
     begin: Callable[[str, int], None],
+    retry: bool = False,
 ) -> RunSummary:
     """Make what is missing of one collection; without runs, define one per cell and band covering what was ingested."""
     if to:
@@ -40,7 +41,7 @@ def run_survey(
         targets = resolve(survey, select, to)
         if not targets:
             raise BadInput(f"nothing matches {' '.join(select)!r}; `lap ls` shows what there is")
-    return run_missing(space, survey, targets, tell, begin)
+    return run_missing(space, survey, targets, tell, begin, retry)
 
 
 def choose_tessellation(space: Workspace, name: str | None) -> str:

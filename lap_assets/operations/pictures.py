@@ -15,7 +15,7 @@ from lap_assets.model.ids import DataId, join_key
 from lap_assets.model.image import MaskedImage
 from lap_assets.model.survey import Survey
 from lap_assets.operations.workspace import Workspace
-from lap_assets.qa.pictures import compose_rgb
+from lap_assets.qa.pictures import compose_lupton
 from lap_assets.store.repo import Repo
 
 MAX_SIDE_PX = 1600
@@ -90,7 +90,8 @@ def read_colour(space: Workspace, survey: Survey, cell_name: str) -> np.ndarray:
         image = space.repo.get("final_stacks", collection=survey.collection, cell=cell_name, band=band)
         step = max(1, -(-max(image.shape) // MAX_SIDE_PX))
         planes.append(bin_image(image.sci, step))
-    return compose_rgb(*planes)
+    valid = np.logical_and.reduce([plane != 0 for plane in planes])
+    return compose_lupton(planes, valid)
 
 
 def bin_image(image: np.ndarray, step: int) -> np.ndarray:

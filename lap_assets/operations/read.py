@@ -19,13 +19,14 @@ from lap_assets.model.products import PRODUCTS, get_product
 from lap_assets.model.sphere import separation_deg, unit_vectors
 from lap_assets.operations.report import compare_with_truth, describe_comparison, summarize_states
 from lap_assets.operations.workspace import Workspace
+from lap_assets.qa.pictures import colour_picture
 from lap_assets.settings import Settings
 from lap_assets.store.verify import fsck
 
 
-def summarize_products(space: Workspace) -> pd.DataFrame:
-    """One row per product: partitions there are and done, units, bytes."""
-    table = space.repo.query()
+def summarize_products(space: Workspace, collection: str | None = None) -> pd.DataFrame:
+    """One row per product: partitions there are and done, units, bytes; of one collection, or of all that are open."""
+    table = space.repo.query(collection=collection)
     rows = []
     for name, product in PRODUCTS.items():
         mine = table[table["product"] == name] if len(table) else table
@@ -43,11 +44,9 @@ def summarize_products(space: Workspace) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def list_units(space: Workspace, product: str | None, where: str | None) -> pd.DataFrame:
+def list_units(space: Workspace, product: str | None, where: str | None, collection: str | None = None) -> pd.DataFrame:
     """Units of a product that match an expression: data id, state, bytes, reason."""
-    if product:
-        get_product(product)
-    table = space.repo.query(product, where)
+    table = space.repo.query(product, where, collection)
     return table[[column for column in ("data_id", "state", "bytes", "reason") if column in table.columns]]
 
 
@@ -73,9 +72,7 @@ def save_thing(thing: Any, out: Path) -> None:
     if isinstance(thing, MaskedImage) and suffix == ".fits":
         image_hdus(thing).writeto(out, overwrite=True)
     elif isinstance(thing, MaskedImage) and suffix == ".png":
-        from lap_assets.qa.pictures import grey_picture
-
-        out.write_bytes(grey_picture(thing.sci, thing.usable))
+        out.write_bytes(colour_picture(thing.sci, thing.sci, thing.sci))
     elif isinstance(thing, pd.DataFrame) and suffix == ".parquet":
         thing.to_parquet(out)
     elif isinstance(thing, pd.DataFrame) and suffix == ".csv":
@@ -147,7 +144,6 @@ def describe_unit(space: Workspace, data_id: DataId) -> list[str]:
 def write_cutout(space: Workspace, collection: str | None, ra: float, dec: float, size_arcsec: float, bands: list[str], out: Path) -> str:
     """Cut a square out of the final stacks that cover a point; a colour PNG of three bands or a FITS of one."""
     from lap_assets.operations.pictures import cut_stack
-    from lap_assets.qa.pictures import colour_picture
 
     if not (0 <= ra <= 360 and -90 <= dec <= 90 and size_arcsec > 0):
         raise BadInput(f"cutout needs 0 <= RA <= 360, -90 <= DEC <= 90 and a positive size; got {ra} {dec} {size_arcsec}")
@@ -166,7 +162,7 @@ def write_cutout(space: Workspace, collection: str | None, ra: float, dec: float
     chosen = bands or sorted(there, key="ugrizy".find, reverse=True)[:3]
     chosen = (chosen + [chosen[-1]] * 3)[:3]
     images = [cut_stack(space.repo, survey.collection, survey.cells[cell], band, ra, dec, size_arcsec) for band in chosen]
-    out.write_bytes(colour_picture(*(image.sci for image in images)))
+    out.write_bytes(colour_picture(*(image.sci for image in reversed(images))))
     return f"wrote {out}: {'/'.join(chosen)} of {cell} as red/green/blue"
 
 

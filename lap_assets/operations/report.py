@@ -19,7 +19,8 @@ from lap_assets.model.products import PRODUCTS
 from lap_assets.model.states import DONE, RESULTS
 from lap_assets.model.survey import Survey
 from lap_assets.operations.workspace import Workspace
-from lap_assets.qa.metrics import compute_rms, match_positions, measure_aperture_noise
+from lap_assets.qa.metrics import match_positions, measure_offsets
+from lap_assets.qa.noise import compute_rms, measure_aperture_noise
 
 MAX_LISTED = 40
 BRIGHT_MAG = (17.0, 19.5)  # stars neither saturated nor limited by photons
@@ -80,8 +81,7 @@ def subtract_wcs(solved: WCS, true: WCS, cards: dict[str, Any]) -> np.ndarray:
     x, y = (a.ravel() for a in np.meshgrid(np.linspace(0, nx - 1, 9), np.linspace(0, ny - 1, 9)))
     ra, dec = solved.all_pix2world(x, y, 0)
     ra0, dec0 = true.all_pix2world(x, y, 0)
-    along = (np.mod(ra - ra0 + 180.0, 360.0) - 180.0) * np.cos(np.deg2rad(dec0))
-    return np.column_stack([along, dec - dec0]) * 3.6e6
+    return np.column_stack(measure_offsets(ra, dec, ra0, dec0))
 
 
 def read_objects(space: Workspace, survey: Survey, cell: str) -> pd.DataFrame | None:
@@ -107,8 +107,7 @@ def compare_photometry(space: Workspace, survey: Survey, cell: str, truth: Path)
         good = (flux > 0) & (found[f"flags_{band}"].to_numpy() == 0)
         delta = NJY_ZERO_POINT_MAG - 2.5 * np.log10(flux[good]) - true[f"mag_{band}"].to_numpy()[good]
         rms[band], offset[band] = (1e3 * value for value in compute_rms(delta))
-        along = (found["ra"].to_numpy() - true["ra"].to_numpy()) * np.cos(np.deg2rad(true["dec"].to_numpy()))
-        positions.append(np.column_stack([along, found["dec"].to_numpy() - true["dec"].to_numpy()])[good] * 3.6e6)
+        positions.append(np.column_stack(measure_offsets(found["ra"], found["dec"], true["ra"], true["dec"]))[good])
     spread = [compute_rms(axis)[0] for axis in np.concatenate(positions).T]
     return {
         "photometry_rms_mmag": round(max(rms.values()), 2),

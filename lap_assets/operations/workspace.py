@@ -4,9 +4,11 @@ The command line, the Dagster definitions and the reports all begin with `Worksp
 `lap.yaml` (settings), `ledger.db` (unless the ledger is PostgreSQL), `store/` (files) and `dagster/` (the instance).
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -24,16 +26,17 @@ INSTANCE_YAML = Path(__file__).parents[1] / "defs" / "dagster.yaml"
 
 @dataclass(frozen=True)
 class Workspace:
-    """Settings, store and ledger of one repository folder."""
+    """Settings, store and ledger of one repository folder; `overrides` are the settings given for this time only."""
 
     root: Path
     settings: Settings
+    overrides: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def open(cls, given: Path | str | None = None, overrides: dict | None = None) -> "Workspace":
+    def open(cls, given: Path | str | None = None, overrides: Mapping[str, Any] | None = None) -> "Workspace":
         """Open the repository at `given`, in `LAP_REPO`, or around the current folder; raises `BadInput` if there is none."""
         root = find_repository(given)
-        return cls(root, load_settings(root, overrides))
+        return cls(root, load_settings(root, overrides), dict(overrides or {}))
 
     @classmethod
     def create(cls, root: Path, settings: dict | None = None) -> "Workspace":

@@ -155,10 +155,11 @@ def _flag_defects(frame: _Frame) -> None:
 
 def _flag_cosmic_rays(frame: _Frame) -> None:
     chosen = frame.chosen
-    ignore = (frame.mask & int(NO_WEIGHT | Mask.SATURATED | Mask.BLEED)) != 0
+    saturated = (frame.mask & int(Mask.SATURATED | Mask.BLEED)) != 0
+    broken = (frame.mask & int(NO_WEIGHT)) != 0
     noise = float(np.mean([amp.read_noise_e for amp in frame.chip.amplifiers]))
     hits = cosmic_rays.find_cosmic_rays(
-        frame.image, ignore, noise, sigma=chosen.cosmic_ray_sigma, fraction=chosen.cosmic_ray_fraction,
+        frame.image, broken, saturated, noise, sigma=chosen.cosmic_ray_sigma, fraction=chosen.cosmic_ray_fraction,
         contrast=chosen.cosmic_ray_contrast, iterations=chosen.cosmic_ray_iterations,
     )  # fmt: skip
     frame.mask = cosmic_rays.flag_cosmic_rays(frame.mask, hits)
@@ -218,4 +219,4 @@ def _wcs_cards(header: fits.Header) -> fits.Header:
 def _describe(header: fits.Header, task: Task, unit: str) -> None:
     header["BUNIT"] = unit
     header["EXPOSURE"], header["CHIP"] = task.data_id.partition, task.data_id.unit
-    header["BAND"], header["EXPTIME"], header["MJD-OBS"] = (task.params[key] for key in ("band", "exptime_s", "mjd"))
+    header["BAND"], header["EXPTIME"], header["MJD"] = (task.params[key] for key in ("band", "exptime_s", "mjd"))

@@ -136,7 +136,8 @@ def _split_done(session: Session, stage: Stage, partition: str) -> tuple[list[Ta
     todo, done = [], {}
     for task in stage.plan(session.survey, session.repo, session.settings, collection, partition):
         manifest = session.repo.manifest(task.data_id)
-        fits = manifest is not None and manifest.recipe == compute_recipe(stage, task) and manifest.state in RESULTS
+        settled = manifest is not None and manifest.state in RESULTS - {DROPPED}
+        fits = settled and manifest.recipe == compute_recipe(stage, task)
         if fits and session.repo.has_files(task.data_id):
             report = UnitReport(
                 task.data_id, manifest.state, manifest.content_sha256, True, manifest.reason, 0.0, manifest.bytes, manifest.metrics

@@ -44,8 +44,7 @@ def make(task: Task, repo: Repo) -> Output:
     sample = calibrate_shears(read_shears(task, repo), ra0, dec0)
     grid = massmap.make_grid(sample, settings.step_arcmin)
     radii = sorted({*settings.radii_arcmin, settings.map_radius_arcmin})
-    mapper = massmap.ApertureMapper(sample, grid, settings.filter, max(radii))
-    maps = [mapper.compute(radius, settings.min_coverage) for radius in radii]
+    maps = [massmap.map_aperture(sample, grid, radius, settings.filter, settings.min_coverage) for radius in radii]
     chosen = maps[radii.index(settings.map_radius_arcmin)]
     peaks = find_all_peaks(maps, grid, ra0, dec0, settings)
     main = peaks[peaks["radius_arcmin"] == settings.map_radius_arcmin]

@@ -71,9 +71,9 @@ def make(task: Task, repo: Repo) -> Output:
     snr = np.nan_to_num(flux / error)
     clean = (objects[f"flags_{name}"] == 0).to_numpy() & np.isfinite(flux)
     place = objects["x"].to_numpy(), objects["y"].to_numpy()
-    psf = model_stack_psf(
-        band, *place, np.nan_to_num(flux), snr, clean, fwhm / scale, settings.psf_star_min_snr, settings.min_psf_stars
-    )
+    limits = settings.psf_star_min_snr, settings.min_psf_stars
+    ids = objects["segment"].to_numpy()
+    psf = model_stack_psf(band, segments, ids, *place, np.nan_to_num(flux), snr, clean, fwhm / scale, *limits)
     if psf.degree < 0:
         raise UnprocessableData(f"too few stars for a PSF model in {name} (at least {settings.min_psf_stars} needed)")
     sequence = read_red_sequence(task.pins("object_catalogs"), repo, settings)

@@ -5,7 +5,7 @@ One unit per exposure: chips are read one after the other, and what is kept of t
 """
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -76,7 +76,8 @@ def make(task: Task, repo: Repo) -> Output:
     zero_point, source = _solve_zero_point(task, good, catalog)
     sources = _join_sources(good, catalog, zero_point.mag)
     document = _describe_exposure(task, chips, zero_point, source)
-    backgrounds = {name: _background_plane(chip) for name, chip in sorted(good.items())}
+    # HDU names are capitals
+    backgrounds = {name.upper(): _background_plane(chip) for name, chip in sorted(good.items())}
     members = {"solution.json": document, "sources.parquet": sources, "backgrounds.fits": backgrounds}
     return Output(members, _summarise(document, sources, zero_point))
 
@@ -117,7 +118,21 @@ def _measure_chips(task: Task, repo: Repo) -> dict[str, _Chip]:
             chip.reason = str(error)
             log.warning("chip %s: %s", name, error)
         chips[name] = chip
+    _share_aperture_corrections([chip for _, chip in sorted(chips.items()) if chip.measured])
     return chips
+
+
+def _share_aperture_corrections(chips: list[_Chip]) -> None:
+    """Replace each chip's aperture correction, uncertain by itself, by its share of the exposure's."""
+    if not chips:
+        return
+    own = np.array([chip.measured.aperture_correction for chip in chips])
+    errors = np.array([chip.measured.aperture_correction_err for chip in chips])
+    shared = photometry.combine_aperture_corrections(own, errors)
+    for chip, ratio, value in zip(chips, shared / own, shared, strict=True):
+        sources = chip.measured.sources
+        sources = sources.assign(flux=sources.flux * ratio, flux_err=sources.flux_err * ratio)
+        chip.measured = replace(chip.measured, sources=sources, aperture_correction=float(value))
 
 
 def _tell_failures(chips: dict[str, _Chip], needed: int) -> str:

@@ -66,11 +66,11 @@ STAGES: dict[str, Stage] = {
         Stage("stacks", "stacks", ("stacks",)),
         Stage("diffs", "diffs", ("diffs", "stacks")),
         Stage("streak_masks", "streak_masks", ("streak_masks",)),
-        Stage("final_stacks", "final_stacks", ("stacks",)),
+        Stage("final_stacks", "final_stacks", ("stacks", "streak_masks")),
         Stage("object_catalogs", "object_catalogs", ("object_catalogs",)),
         Stage("shear_catalogs", "shear_catalogs", ("shear_catalogs",)),
         Stage("mass_maps", "mass_maps", ("mass_maps",)),
         Stage("mass_fits", "mass_fits", ("mass_fits",)),
-        Stage("transients", "transients", ("transients",)),
+        Stage("transients", "transients", ("transients", "streak_masks")),
     )
 }

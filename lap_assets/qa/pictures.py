@@ -100,8 +100,7 @@ def colour_picture(
     green: np.ndarray,
     red: np.ndarray,
     size_px: int | None = None,
-    softening: float = 8.0,
-    stretch: float | None = None,
+    softening: float = 3.0,
     max_bytes: int | None = None,
 ) -> bytes:
     """A colour picture of three bands of one shape, as PNG; Lupton et al. (2004): one stretch of the mean intensity.
@@ -109,41 +108,42 @@ def colour_picture(
     Parameters
     ----------
     blue, green, red : (ny, nx) arrays
-        In one flux unit (nJy), sky removed; not finite values are black.
+        In one flux unit (nJy); not finite values, and pixels without data (exactly 0) in any band, are black.
     size_px : int, optional
         Longest side; images are shrunk by averaging blocks, never enlarged.
     softening : float
-        Lupton's Q: large values bring out bright cores.
-    stretch : float, optional
-        Intensity below which the picture is linear; default 6 times the noise of the mean intensity.
+        Intensity, in units of its noise, below which the picture is linear.
     max_bytes : int, optional
-        The picture is reduced to a palette of ever fewer colours, then halved, until it is no larger.
+        The picture is reduced to a palette of ever fewer colours, then made smaller, until it is no larger.
     """
     bands = [np.asarray(band, dtype=np.float64) for band in (red, green, blue)]
     valid = np.logical_and.reduce([np.isfinite(band) & (band != 0) for band in bands])
     if size_px:
         shrunk = [shrink_image(np.where(valid, band, 0.0), valid, size_px) for band in bands]
         bands, valid = [band for band, _ in shrunk], shrunk[0][1]
-    rgb = (compose_lupton(bands, valid, softening, stretch) * 255.0 + 0.5).astype(np.uint8)[::-1]
+    rgb = (compose_lupton(bands, valid, softening) * 255.0 + 0.5).astype(np.uint8)[::-1]
     picture = Image.frombytes("RGB", rgb.shape[1::-1], np.ascontiguousarray(rgb).tobytes())
     return encode_picture(picture, max_bytes)
 
 
-def compose_lupton(
-    bands: list[np.ndarray], valid: np.ndarray, softening: float = 8.0, stretch: float | None = None
-) -> np.ndarray:
-    """(ny, nx, 3) floats 0..1 of red, green, blue: each band times arcsinh(Q I / s) / (Q I), Lupton et al. (2004), eq. 2.
+def compose_lupton(bands: list[np.ndarray], valid: np.ndarray, softening: float = 3.0) -> np.ndarray:
+    """(ny, nx, 3) floats 0..1: each band times F(I) / I with F an arcsinh (Lupton et al. 2004, eqs. 1 and 2).
 
-    Colours of saturated pixels are kept by dividing all three bands by the largest.
+    Where a band would exceed 1 all three are divided by the largest, which keeps the colour of bright cores. White is
+    the 99.8 percentile of the intensity, but at least 60 times its noise, so that a blank field stays dark.
     """
+    if not valid.any():
+        return np.zeros((*valid.shape, 3))
     scaled = balance_bands(bands, valid)
-    intensity = np.where(valid, sum(scaled) / 3.0, 0.0)
-    if stretch is None:
-        stretch = 6.0 * (_robust_sigma(intensity[valid]) if valid.any() else 1.0)
-    positive = np.maximum(intensity, 1e-6 * stretch)
-    factor = np.arcsinh(softening * positive / stretch) / (softening * positive)
+    intensity = sum(scaled) / 3.0
+    sigma = 1.4826 * float(np.median(np.abs(intensity[valid]))) or 1.0
+    soft = softening * sigma
+    top = max(float(np.percentile(intensity[valid], 99.8)), 60.0 * sigma)
+    # below the noise F(I) / I is constant
+    positive = np.maximum(intensity, 1e-3 * soft)
+    factor = np.arcsinh(positive / soft) / (np.arcsinh(top / soft) * positive)
     # the zero of the sky is a dark grey, not black
-    rgb = np.stack([np.where(valid, band * factor * 3.0 + 0.06, 0.0) for band in scaled], axis=-1)
+    rgb = np.stack([np.where(valid, band * factor + 0.08, 0.0) for band in scaled], axis=-1)
     rgb = np.maximum(rgb, 0.0)
     return rgb / np.maximum(rgb.max(axis=-1, keepdims=True), 1.0)
 
@@ -153,18 +153,11 @@ def balance_bands(bands: list[np.ndarray], valid: np.ndarray) -> list[np.ndarray
     balanced = []
     for band in bands:
         values = band[valid]
-        if not values.size:
-            balanced.append(band)
-            continue
         sky = float(np.median(values))
         bright = np.sort(values)[-max(values.size // 50, 1) :]
         level = float(np.median(bright)) - sky
         balanced.append((band - sky) / (level if level > 0 else 1.0))
     return balanced
-
-
-def _robust_sigma(values: np.ndarray) -> float:
-    return 1.4826 * float(np.median(np.abs(values - np.median(values)))) or 1.0
 
 
 def encode_picture(picture: Image.Image, max_bytes: int | None = None) -> bytes:

@@ -14,6 +14,7 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 from PIL import Image
 
 from lap_assets.qa.pictures import MAX_THUMBNAIL_BYTES, encode_picture
@@ -42,9 +43,10 @@ def plot_mass_map(
     return _save_figure(figure, thumbnail)
 
 
-def plot_shears(table: pd.DataFrame, title: str = "mean shape", n_bins: int = 12, thumbnail: bool = False) -> bytes:
-    """Whiskers of the weighted mean shape in bins on the sky (columns ra, dec, e1, e2, weight); east to the left."""
+def plot_shears(table: pd.DataFrame, title: str = "mean shape", thumbnail: bool = False) -> bytes:
+    """Whiskers of the weighted mean shape (columns ra, dec, e1, e2, weight) in bins of about 20; east to the left."""
     figure, axes = _new_figure(thumbnail)
+    n_bins = int(np.clip(np.sqrt(len(table) / 20.0), 3, 20))
     if len(table):
         ra0, dec0 = float(table["ra"].mean()), float(table["dec"].mean())
         x = (table["ra"].to_numpy() - ra0) * np.cos(np.radians(dec0)) * 60.0
@@ -59,7 +61,7 @@ def plot_shears(table: pd.DataFrame, title: str = "mean shape", n_bins: int = 12
         size, angle = np.hypot(e1, e2), np.arctan2(e2, e1) / 2.0
         some = total > 0
         stick = (v[some] for v in (mx, my, size * np.cos(angle), size * np.sin(angle)))
-        axes.quiver(*stick, angles="xy", pivot="mid", headwidth=1, headlength=0, headaxislength=0, scale=n_bins * 0.25)
+        axes.quiver(*stick, angles="xy", pivot="mid", headwidth=1, headlength=0, headaxislength=0, scale=n_bins * 0.2)
         axes.set(xlim=(half, -half), ylim=(-half, half), aspect="equal")
     _label(axes, "east [arcmin]", "north [arcmin]", title, thumbnail)
     return _save_figure(figure, thumbnail)
@@ -117,6 +119,7 @@ def _new_figure(thumbnail: bool) -> tuple[Figure, Axes]:
 def _label(axes: Axes, x: str, y: str, title: str, thumbnail: bool) -> None:
     if thumbnail:
         axes.tick_params(labelsize=5, length=2)
+        axes.xaxis.set_minor_formatter(NullFormatter())
         return
     axes.set(xlabel=x, ylabel=y, title=title)
 

@@ -23,7 +23,7 @@ _BIN_ARCSEC = 1.5  # of the offset histogram; three bins tolerate chips misplace
 _MAX_ROTATION_DEG = 0.4
 _CLIP_SIGMA = 4.0
 _MIN_CHIP_STARS = 6  # for an affine term of its own
-_MIN_OFFSET_STARS = 3
+_MIN_OFFSET_STARS = 2
 _MIN_REF_ERR_MAS = 1.0
 INPUT_WCS = -1  # "order" of a chip whose header was taken as it is
 
@@ -96,7 +96,7 @@ def solve_exposure(
         Julian year of the exposure.
     trusted : bool
         The headers hold a measured WCS (good to `match_radius_arcsec`): no search for the pointing, and with too few stars
-        the headers are kept, shifted if three stars or more allow it.
+        the headers are kept, shifted if two stars or more allow it.
     pointing_radius_arcsec, match_radius_arcsec : float
     max_order : int
         Largest order of the distortion.
@@ -113,16 +113,15 @@ def solve_exposure(
             problem.align_chips(max(radius, match_radius_arcsec), 1.0)
     radius = match_radius_arcsec
     matched = problem.match(radius)
-    order = _affordable_order(matched, len(chips), max_order)
+    order = _affordable_order(matched, max_order)
     if order < 1:
         return _shift_headers(problem, matched, trusted)
-    for _ in range(3):
-        fit = _fit_corrections(problem, matched, order)
-        problem.correct(fit)
+    for _ in range(2):
+        problem.correct(_fit_corrections(problem, matched, order))
         matched = problem.match(max(0.5 * match_radius_arcsec, 0.3))
-    fit = _fit_corrections(problem, matched, order)
+    fit = _choose_order(problem, matched, order)
     problem.correct(fit)
-    return _write_solutions(problem, fit, order)
+    return _write_solutions(problem, fit)
 
 
 def keep_headers(chips: Mapping[str, ChipStars]) -> dict[str, ChipAstrometry]:
@@ -266,6 +265,8 @@ class _Fit:
     own: dict[str, np.ndarray]  # (n_terms, 2), further terms of single chips
     used: dict[str, _Match] = field(default_factory=dict)
     residual: dict[str, np.ndarray] = field(default_factory=dict)
+    chi2: float = 0.0
+    chi2_reduced: float = 1.0
 
     def evaluate(self, name: str, x: np.ndarray, y: np.ndarray, plane: np.ndarray) -> np.ndarray:
         """Correction (n, 2) in degrees at pixels of a chip whose header positions are `plane`."""
@@ -277,6 +278,31 @@ class _Fit:
                 local = _affine_terms(problem.chips[name].shape, x, y)[:, 1:]
                 result = result + _higher_terms(local, self.order) @ self.own[name]
         return result
+
+
+@dataclass
+class _Block:
+    """Design and data of one chip: affine and shared terms, target offsets, errors, terms of its own."""
+
+    affine: np.ndarray
+    shared: np.ndarray
+    local: np.ndarray
+    target: np.ndarray
+    error: np.ndarray
+
+
+def _choose_order(problem: _Problem, matched: dict[str, _Match], order: int) -> _Fit:
+    """Fit of the lowest order whose chi² the next higher one does not lower by more than chance would.
+
+    Terms the stars do not ask for only add noise, most of all at the corners.
+    """
+    best = _fit_corrections(problem, matched, 1)
+    for higher in range(2, order + 1):
+        fit = _fit_corrections(problem, matched, higher)
+        terms = 2 * (_count_higher(higher) - _count_higher(best.order))
+        if best.chi2 - fit.chi2 > (terms + 3.0 * np.sqrt(2.0 * terms)) * max(fit.chi2_reduced, 1.0):
+            best = fit
+    return best
 
 
 def _fit_corrections(problem: _Problem, matched: dict[str, _Match], order: int) -> _Fit:
@@ -297,10 +323,28 @@ def _fit_corrections(problem: _Problem, matched: dict[str, _Match], order: int) 
             _clip_stars(fit, name, blocks[name], keep[name], matched[name])
         if all(np.array_equal(before[name], keep[name]) for name in names):
             break
+    fit.chi2, fit.chi2_reduced = _measure_misfit(fit, blocks)
     for name in problem.chips:
         if name not in fit.affine:
             fit.affine[name] = _inherit_affine(problem, fit, name)
     return fit
+
+
+def _measure_misfit(fit: _Fit, blocks: dict[str, _Block]) -> tuple[float, float]:
+    """Chi² over all stars, outliers at their clipping limit so that fits of different orders compare, and per degree."""
+    scaled = np.concatenate([_scaled_residual(fit, name, block)[0] for name, block in blocks.items()])
+    chi2 = float(2.0 * np.sum(np.minimum(scaled, _CLIP_SIGMA) ** 2))
+    typical = float(np.median(scaled) / 0.833)
+    return chi2, typical**2
+
+
+def _scaled_residual(fit: _Fit, name: str, block: _Block) -> tuple[np.ndarray, np.ndarray]:
+    """Length of the residuals in sigmas per axis, and the residuals (n, 2) in degrees."""
+    model = block.affine @ fit.affine[name] + block.shared @ fit.shared
+    if name in fit.own:
+        model = model + block.local @ fit.own[name]
+    residual = block.target - model
+    return np.hypot(*(residual / block.error[:, None]).T) / np.sqrt(2.0), residual
 
 
 def _inherit_affine(problem: _Problem, fit: _Fit, name: str) -> np.ndarray:
@@ -310,17 +354,6 @@ def _inherit_affine(problem: _Problem, fit: _Fit, name: str) -> np.ndarray:
     left = problem.place(name, x, y) - plane - _higher_terms(plane / problem.field, fit.order) @ fit.shared
     solution, *_ = np.linalg.lstsq(_affine_terms(problem.chips[name].shape, x, y), left, rcond=None)
     return solution
-
-
-@dataclass
-class _Block:
-    """Design and data of one chip: affine and shared terms, target offsets, errors, terms of its own."""
-
-    affine: np.ndarray
-    shared: np.ndarray
-    local: np.ndarray
-    target: np.ndarray
-    error: np.ndarray
 
 
 def _design_block(problem: _Problem, name: str, match: _Match, order: int) -> _Block:
@@ -372,13 +405,9 @@ def _extend_chip(fit: _Fit, name: str, block: _Block, good: np.ndarray) -> None:
 
 def _clip_stars(fit: _Fit, name: str, block: _Block, keep: np.ndarray, match: _Match) -> None:
     """Mark outliers in `keep`, and record residuals and stars used."""
-    model = block.affine @ fit.affine[name] + block.shared @ fit.shared
-    if name in fit.own:
-        model = model + block.local @ fit.own[name]
-    residual = block.target - model
+    scaled, residual = _scaled_residual(fit, name, block)
     fit.used[name] = _Match(match.stars[keep], match.refs[keep])
     fit.residual[name] = residual[keep]
-    scaled = np.hypot(*(residual / block.error[:, None]).T) / np.sqrt(2.0)
     spread = max(float(np.median(scaled[keep])) / 0.833, 0.3)  # median of a Rayleigh over its sigma·√2
     good = scaled < _CLIP_SIGMA * spread
     if good.sum() >= _MIN_CHIP_STARS:
@@ -388,13 +417,13 @@ def _clip_stars(fit: _Fit, name: str, block: _Block, keep: np.ndarray, match: _M
 # ---- results
 
 
-def _write_solutions(problem: _Problem, fit: _Fit, order: int) -> dict[str, ChipAstrometry]:
+def _write_solutions(problem: _Problem, fit: _Fit) -> dict[str, ChipAstrometry]:
     solutions = {}
     for name, chip in problem.chips.items():
         x, y = grid_points(chip.shape)
         sky = deproject_tan(*problem.place(name, x, y).T, problem.ra0, problem.dec0)
-        header = fit_tan_sip(x, y, *sky, chip.shape, min_order=min(order, 3))
-        one = ChipAstrometry(header, order if name in fit.used else 0)
+        header = fit_tan_sip(x, y, *sky, chip.shape, min_order=fit.order)
+        one = ChipAstrometry(header, fit.order if name in fit.used else 0)
         if name in fit.used:
             match, residual = fit.used[name], fit.residual[name] * 3.6e6
             one.n_matched, one.stars, one.refs = len(match.stars), match.stars, match.refs
@@ -404,7 +433,7 @@ def _write_solutions(problem: _Problem, fit: _Fit, order: int) -> dict[str, Chip
 
 
 def _shift_headers(problem: _Problem, matched: dict[str, _Match], trusted: bool) -> dict[str, ChipAstrometry]:
-    """Too few stars for a fit: the headers, shifted alike by the mean offset where three stars or more give one."""
+    """Too few stars for a fit: the headers, shifted alike by the mean offset where two stars or more give one."""
     count = sum(len(match.stars) for match in matched.values())
     if not trusted and count < _MIN_OFFSET_STARS:
         raise UnprocessableData(f"{count} stars match the reference catalogue: too few for an astrometric solution")
@@ -427,7 +456,7 @@ def _shift_headers(problem: _Problem, matched: dict[str, _Match], trusted: bool)
     return solutions
 
 
-def _affordable_order(matched: dict[str, _Match], chips: int, max_order: int) -> int:
+def _affordable_order(matched: dict[str, _Match], max_order: int) -> int:
     """Largest order with at least three stars per coefficient; 0 where not one chip can have an affine term."""
     counts = [len(match.stars) for match in matched.values() if len(match.stars) >= _MIN_CHIP_STARS]
     if not counts:

@@ -92,7 +92,7 @@ def evaluate_background(mesh: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
     mesh, y = _extend(mesh, y)
     transposed, x = _extend(mesh.T, x)
     mesh = transposed.T
-    spline = RectBivariateSpline(y, x, mesh, ky=min(3, len(y) - 1), kx=min(3, len(x) - 1), s=0)
+    spline = RectBivariateSpline(y, x, mesh, kx=min(3, len(y) - 1), ky=min(3, len(x) - 1), s=0)
     return spline(np.arange(ny), np.arange(nx)).astype(np.float32)
 
 

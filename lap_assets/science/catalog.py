@@ -10,12 +10,14 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 import sep
+from scipy import ndimage
 
 from lap_assets.model.image import NO_WEIGHT, UNUSABLE, Mask, MaskedImage
 from lap_assets.model.objects import ObjectFlag
 from lap_assets.science.forced import sum_ellipses
 
 _FLAG_MERGED = 1  # SExtractor's OBJ_MERGED: was deblended
+_SKY_SMOOTHING_PX = 2.0
 _KRON_SCAN = 6.0  # isophotal radii over which the Kron radius is measured (SExtractor's value)
 
 
@@ -54,15 +56,31 @@ class BandImage:
 
 
 def prepare_band(image: MaskedImage, band: str, mesh_px: int, noise_factor: float = 1.0) -> BandImage:
-    """Take the residual background (median of meshes of `mesh_px`, 0: none) off a stack and find its empty pixels."""
+    """Take the residual background off a stack and find its empty pixels.
+
+    The background is that of meshes of `mesh_px` (0: none is taken off), objects and their surroundings left out:
+    their wings would otherwise be taken off every object.
+    """
     empty = ((image.mask & int(NO_WEIGHT)) != 0) | ~(image.var > 0)
     sci = np.where(empty, np.float32(0), image.sci).astype(np.float32)
+    var = np.where(empty, np.float32(0), image.var).astype(np.float32)
     if mesh_px and not empty.all():
         hidden = empty | ((image.mask & int(UNUSABLE)) != 0)
-        mesh = min(mesh_px, *sci.shape)
-        sci = np.where(empty, 0, sci - sep.Background(sci, mask=hidden, bw=mesh, bh=mesh, fw=3, fh=3).back())
-    var = np.where(empty, np.float32(0), image.var)
-    return BandImage(band, sci.astype(np.float32), var.astype(np.float32), image.mask, empty, noise_factor)
+        hidden |= find_bright(sci, var, hidden)
+        if not hidden.all():
+            mesh = min(mesh_px, *sci.shape)
+            sky = sep.Background(sci, mask=hidden, bw=mesh, bh=mesh, fw=3, fh=3).back()
+            sci = np.where(empty, np.float32(0), sci - sky).astype(np.float32)
+    return BandImage(band, sci, var, image.mask, empty, noise_factor)
+
+
+def find_bright(sci: np.ndarray, var: np.ndarray, hidden: np.ndarray) -> np.ndarray:
+    """(ny, nx) bool: pixels of objects, by smoothed S/N, and what lies within six pixels of them."""
+    snr = np.where(hidden, 0, sci / np.sqrt(np.where(hidden, 1, np.maximum(var, 1e-30))))
+    smooth = ndimage.gaussian_filter(snr, _SKY_SMOOTHING_PX)
+    level = np.median(smooth)
+    noise = 1.4826 * np.median(np.abs(smooth - level))
+    return ndimage.uniform_filter((smooth > level + 3.0 * noise).astype(np.float32), 13) > 1e-3
 
 
 def combine_bands(bands: Sequence[BandImage]) -> tuple[np.ndarray, np.ndarray]:

@@ -20,6 +20,7 @@ from lap_assets.science.psf import PsfModel, PsfShape, fit_psf, measure_shape
 _FIRST_FWHM_PX = 3.0
 _GRID = 3  # positions per axis at which the shape of the PSF is averaged
 _UNRELIABLE = ~3  # sep flags other than "has neighbours" and "was blended"
+_MODEL_ERR = 0.01  # of an aperture correction computed from the PSF model alone
 _BLENDED_ERR_PX = 0.05  # centroid error added for blended sources
 
 
@@ -132,7 +133,7 @@ def _correct_apertures(
     image: MaskedImage, sky_free: np.ndarray, sources: pd.DataFrame, stars: np.ndarray, psf: PsfModel,
     small_px: float, total_px: float,
 ) -> tuple[float, float]:  # fmt: skip
-    """Ratio of total to aperture flux from isolated bright stars, else from the PSF model."""
+    """Ratio of total to aperture flux from isolated bright stars and, as far as they are uncertain, from the PSF model."""
     positions = sources[["x", "y"]].to_numpy()
     flux = sources.flux.to_numpy()
     candidates = np.nonzero(stars & (flux > 50.0 * sources.flux_err.to_numpy()))[0]
@@ -142,13 +143,17 @@ def _correct_apertures(
         near = [i for i in tree.query_ball_point(positions[k], total_px + 2.0) if i != k]
         if flux[near].sum() < 0.01 * flux[k] and _clear(image, positions[k], total_px):
             isolated.append(k)
+    model = _model_correction(psf, image.shape, small_px, total_px)
+    if not isolated:
+        return model, _MODEL_ERR
     chosen = sources.iloc[isolated]
-    if len(isolated) < 3:
-        return _model_correction(psf, image.shape, small_px, total_px), 0.01
     total = measure_sources(sky_free, image.var, image.mask, chosen, total_px)
-    return measure_aperture_correction(
+    own, error = measure_aperture_correction(
         chosen.flux.to_numpy(), total.flux.to_numpy(), (total.flux / total.flux_err).to_numpy()
     )
+    # with few stars the model, whose stamp cuts the outer wings, steadies the ratio
+    share = _MODEL_ERR**2 / (_MODEL_ERR**2 + error**2)
+    return share * own + (1.0 - share) * model, error * np.sqrt(share)
 
 
 def _clear(image: MaskedImage, position: np.ndarray, radius: float) -> bool:

@@ -144,7 +144,7 @@ def _find_round(image, ignore, look, work, floor, read_var, sigma, fraction, con
 
 @njit(cache=True, nogil=True)
 def _clean(image, found, ignore, fresh, look):
-    """Replace fresh hits by the median of good pixels around, and mark their surroundings to be looked at again."""
+    """Replace fresh hits by the median of good pixels around, and mark their surroundings to be looked at (again)."""
     ny, nx = image.shape
     scratch = np.empty(49, np.float32)
     look[:, :] = False
@@ -165,7 +165,8 @@ def _clean(image, found, ignore, fresh, look):
 
 def find_cosmic_rays(
     electrons: np.ndarray,
-    ignore: np.ndarray,
+    defects: np.ndarray,
+    saturated: np.ndarray,
     read_noise_e: float,
     *,
     sigma: float = 4.5,
@@ -179,8 +180,10 @@ def find_cosmic_rays(
     ----------
     electrons : (ny, nx) float32
         Image in electrons with the sky in it (the noise is taken from it).
-    ignore : (ny, nx) bool
-        Pixels not to be judged (saturated, defects).
+    defects : (ny, nx) bool
+        Pixels without meaning: filled in from around first (beside a dead column every pixel looks sharp), not judged.
+    saturated : (ny, nx) bool
+        Pixels not to be judged whose values are left as they are.
     read_noise_e : float
         Electrons.
     sigma : float
@@ -197,11 +200,13 @@ def find_cosmic_rays(
     (ny, nx) bool
     """
     image = np.ascontiguousarray(electrons, np.float32).copy()
-    ignore = np.ascontiguousarray(ignore, bool)
+    ignore = np.ascontiguousarray(defects | saturated, bool)
+    look = np.ones(image.shape, bool)
+    _clean(image, ignore, saturated, np.ascontiguousarray(defects & ~saturated, bool), look)
+    look[:] = True
     good = image[~ignore]
     floor = 0.8 * float(np.median(good[:: max(1, good.size // 100_000)])) if good.size else 0.0
     work = tuple(np.zeros(image.shape, np.float32) for _ in range(3))
-    look = np.ones(image.shape, bool)
     found = np.zeros(image.shape, bool)
     for _ in range(iterations):
         hits = _find_round(image, ignore, look, work, floor, read_noise_e**2, sigma, fraction, contrast)

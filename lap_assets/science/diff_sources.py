@@ -248,7 +248,7 @@ def filter_image(image: MaskedImage, psf: MoffatPsf, correlation: np.ndarray) ->
     bottom = np.where(enough, bottom, np.float32(square))
     flux = np.where(enough, top / bottom, np.float32(0)) / np.float32(psf.response)
     # rounding of the transform can leave a hair below zero where the variance is all zero
-    variance = np.maximum(noise, np.float32(1e-30)) * np.float32(_correlated_share(profile, correlation))
+    variance = np.maximum(noise, np.float32(1e-30)) * np.float32(correlated_gain(profile, correlation))
     snr = np.where(enough, top / np.sqrt(variance), np.float32(0))
     return flux, snr
 
@@ -262,7 +262,7 @@ def _correlate(image: np.ndarray, profile: np.ndarray, size) -> np.ndarray:
     return fft.irfft2(fft.rfft2(image, size) * fft.rfft2(padded), size)[: image.shape[0], : image.shape[1]]
 
 
-def _correlated_share(profile: np.ndarray, correlation: np.ndarray) -> float:
+def correlated_gain(profile: np.ndarray, correlation: np.ndarray) -> float:
     """Σ PᵢPⱼρ(i−j) / Σ P²: by how much correlated noise raises the variance of a PSF-weighted sum."""
     full = 2 * profile.shape[0] - 1
     auto = np.fft.fftshift(np.fft.irfft2(np.abs(np.fft.rfft2(profile, (full, full))) ** 2, (full, full)))

@@ -67,7 +67,8 @@ def weigh_schirmer(r: np.ndarray, radius: float) -> np.ndarray:
     """Q of Schirmer et al. (2007), eq. 15, x_c = 0.15: near optimal for NFW haloes; ends at the radius."""
     x = np.asarray(r, dtype=np.float64) / radius
     safe = np.maximum(x, 1e-6)
-    q = np.tanh(safe / 0.15) / (safe / 0.15) / (1.0 + np.exp(6.0 - 150.0 * x) + np.exp(-47.0 + 50.0 * np.minimum(x, 2.0)))
+    cut = 1.0 + np.exp(6.0 - 150.0 * x) + np.exp(-47.0 + 50.0 * np.minimum(x, 2.0))
+    q = np.tanh(safe / 0.15) / (safe / 0.15) / cut
     return np.where(x <= 1.0, q, 0.0) / (np.pi * radius**2)
 
 
@@ -86,16 +87,24 @@ def weigh_polynomial(r: np.ndarray, radius: float, order: int = 1) -> np.ndarray
     return (order + 1) * (order + 2) * x2 * (1.0 - x2) ** order / (np.pi * radius**2)
 
 
-# name -> (Q(r, radius), where it ends in radii)
-FILTERS: dict[str, tuple[Callable[[np.ndarray, float], np.ndarray], float]] = {
-    "schirmer": (weigh_schirmer, 1.0),
-    "gaussian": (weigh_gaussian, 4.0),
-    "polynomial": (weigh_polynomial, 1.0),
+@dataclass(frozen=True)
+class ApertureFilter:
+    """A filter Q(r, radius), where it ends, and the size of its sharpest feature, in radii."""
+
+    weigh: Callable[[np.ndarray, float], np.ndarray]
+    extent: float
+    finest: float
+
+
+FILTERS = {
+    "schirmer": ApertureFilter(weigh_schirmer, 1.0, 1 / 80),  # cut off within 0.04 radii of the centre
+    "gaussian": ApertureFilter(weigh_gaussian, 4.0, 1 / 30),
+    "polynomial": ApertureFilter(weigh_polynomial, 1.0, 1 / 30),
 }
 
 
-def get_filter(name: str) -> tuple[Callable[[np.ndarray, float], np.ndarray], float]:
-    """Filter function and extent; raises `BadInput` that lists the names there are."""
+def get_filter(name: str) -> ApertureFilter:
+    """The filter of this name; raises `BadInput` that lists the names there are."""
     if name not in FILTERS:
         raise BadInput(f"unknown aperture-mass filter {name!r}; there are: {', '.join(FILTERS)}")
     return FILTERS[name]
@@ -110,57 +119,53 @@ def make_grid(sample: ShearSample, step_arcmin: float) -> MapGrid:
     return MapGrid(i0 * step_arcmin, j0 * step_arcmin, step_arcmin, i1 - i0 + 1, j1 - j0 + 1)
 
 
-class ApertureMapper:
-    """Maps of one sample on one grid: what does not depend on the aperture is transformed once."""
+def map_aperture(
+    sample: ShearSample, grid: MapGrid, radius_arcmin: float, filter_name: str = "schirmer", min_coverage: float = 0.0
+) -> MassMap:
+    """Maps of one aperture radius by FFT, equal to the direct sums to 1 %; 0 where coverage is below `min_coverage`.
 
-    def __init__(self, sample: ShearSample, grid: MapGrid, filter_name: str = "schirmer", max_radius: float = 10.0):
-        self.grid = grid
-        self.weigh, self.extent = get_filter(filter_name)
-        self.max_radius = max_radius
-        margin = int(np.ceil(self.extent * max_radius / grid.step)) + 1
-        self.shape = tuple(fft.next_fast_len(n + margin) for n in (grid.ny, grid.nx))
-        w = sample.weight
-        shear = spread_bilinear(sample.x, sample.y, w * (sample.g1 + 1j * sample.g2), grid)
-        power = spread_bilinear(sample.x, sample.y, w**2 * (sample.g1**2 + sample.g2**2) / 2.0, grid)
-        count = spread_bilinear(sample.x, sample.y, w, grid)
-        self.occupied = count > 0
-        self._shear = fft.fft2(shear, self.shape)
-        self._power = fft.rfft2(power, self.shape)
-        self._count = fft.rfft2(count, self.shape)
+    Galaxies are shared among the points of a grid fine enough for the filter's sharpest feature, a multiple of `grid`.
+    """
+    one = get_filter(filter_name)
+    refine = max(1, int(np.ceil(grid.step / (one.finest * radius_arcmin))))
+    fine = MapGrid(grid.x0, grid.y0, grid.step / refine, (grid.nx - 1) * refine + 1, (grid.ny - 1) * refine + 1)
+    margin = int(np.ceil(one.extent * radius_arcmin / fine.step)) + 1
+    shape = tuple(fft.next_fast_len(n + margin) for n in (fine.ny, fine.nx))
+    distance, turn = _polar_grid(shape, fine.step)
+    q = one.weigh(distance, radius_arcmin)
+    w = sample.weight
+    planes = {
+        "shear": spread_bilinear(sample.x, sample.y, w * (sample.g1 + 1j * sample.g2), fine),
+        "power": spread_bilinear(sample.x, sample.y, w**2 * (sample.g1**2 + sample.g2**2) / 2.0, fine),
+        "weight": spread_bilinear(sample.x, sample.y, w, fine),
+    }
+    inside = (distance <= radius_arcmin).astype(float)
+    shear = fft.ifft2(fft.fft2(planes["shear"], shape) * fft.fft2(-q * turn))
+    power = fft.irfft2(fft.rfft2(planes["power"], shape) * fft.rfft2(q * q), shape)
+    weight = fft.irfft2(fft.rfft2(planes["weight"], shape) * fft.rfft2(inside), shape)
+    sums = (v[: fine.ny, : fine.nx][::refine, ::refine] for v in (shear, power, weight))
+    occupied = spread_bilinear(sample.x, sample.y, w, grid) > 0
+    return _normalise_map(*sums, occupied, radius_arcmin, min_coverage)
 
-    def compute(self, radius_arcmin: float, min_coverage: float = 0.0) -> MassMap:
-        """The maps of one aperture radius (arcmin, at most `max_radius`); 0 where coverage is below `min_coverage`."""
-        if radius_arcmin > self.max_radius:
-            raise BadInput(f"aperture radius {radius_arcmin}' exceeds the mapper's maximum of {self.max_radius}'")
-        distance, turn = self._polar_grid()
-        q = self.weigh(distance, radius_arcmin)
-        shear = fft.ifft2(self._shear * fft.fft2(-q * turn))
-        power = fft.irfft2(self._power * fft.rfft2(q * q), self.shape)
-        weight = fft.irfft2(self._count * fft.rfft2((distance <= radius_arcmin).astype(float)), self.shape)
-        return self._normalise(*(self._crop(v) for v in (shear, power, weight)), radius_arcmin, min_coverage)
 
-    def _normalise(
-        self, shear: np.ndarray, power: np.ndarray, weight: np.ndarray, radius: float, min_coverage: float
-    ) -> MassMap:
-        full = np.percentile(weight[self.occupied], 95.0)
-        coverage = np.clip(weight / full, 0.0, None)
-        # round-off of the transforms leaves tiny values where there is nothing
-        good = (coverage > max(min_coverage, 1e-6)) & (power > 1e-9 * power.max())
-        norm = np.where(good, np.pi * radius**2 / np.where(good, weight, 1.0), 0.0)
-        inverse_noise = np.where(good, 1.0 / np.sqrt(np.where(good, power, 1.0)), 0.0)
-        return MassMap(
-            radius, shear.real * norm, shear.imag * norm, shear.real * inverse_noise, shear.imag * inverse_noise, coverage
-        )
+def _normalise_map(
+    shear: np.ndarray, power: np.ndarray, weight: np.ndarray, occupied: np.ndarray, radius: float, min_coverage: float
+) -> MassMap:
+    coverage = np.clip(weight / np.percentile(weight[occupied], 95.0), 0.0, None)
+    # round-off of the transforms leaves tiny values where there is nothing
+    good = (coverage > max(min_coverage, 1e-6)) & (power > 1e-9 * power.max())
+    norm = np.where(good, np.pi * radius**2 / np.where(good, weight, 1.0), 0.0)
+    inverse_noise = np.where(good, 1.0 / np.sqrt(np.where(good, power, 1.0)), 0.0)
+    e, b = shear.real, shear.imag
+    return MassMap(radius, e * norm, b * norm, e * inverse_noise, b * inverse_noise, coverage)
 
-    def _polar_grid(self) -> tuple[np.ndarray, np.ndarray]:
-        """Distance (arcmin) and exp(-2 i phi) of each offset of the periodic grid from its origin."""
-        dy, dx = (fft.fftfreq(n, 1.0 / n) * self.grid.step for n in self.shape)
-        offset = dx[None, :] + 1j * dy[:, None]
-        distance = np.abs(offset)
-        return distance, (offset.conj() / np.where(distance > 0, distance, 1.0)) ** 2
 
-    def _crop(self, plane: np.ndarray) -> np.ndarray:
-        return plane[: self.grid.ny, : self.grid.nx]
+def _polar_grid(shape: tuple[int, ...], step: float) -> tuple[np.ndarray, np.ndarray]:
+    """Distance (arcmin) and exp(-2 i phi) of each offset of a periodic grid from its origin."""
+    dy, dx = (fft.fftfreq(n, 1.0 / n) * step for n in shape)
+    offset = dx[None, :] + 1j * dy[:, None]
+    distance = np.abs(offset)
+    return distance, (offset.conj() / np.where(distance > 0, distance, 1.0)) ** 2
 
 
 def spread_bilinear(x: np.ndarray, y: np.ndarray, value: np.ndarray, grid: MapGrid) -> np.ndarray:
@@ -183,14 +188,14 @@ def measure_apertures(
     sample: ShearSample, x: np.ndarray, y: np.ndarray, radius_arcmin: float, filter_name: str = "schirmer"
 ) -> pd.DataFrame:
     """The direct estimator at given points: columns e_mode, b_mode, snr, snr_b and n (galaxies in the aperture)."""
-    weigh, extent = get_filter(filter_name)
+    one = get_filter(filter_name)
     rows = []
     for x0, y0 in zip(np.atleast_1d(x), np.atleast_1d(y), strict=True):
         dx, dy = sample.x - x0, sample.y - y0
-        near = dx**2 + dy**2 <= (extent * radius_arcmin) ** 2
+        near = dx**2 + dy**2 <= (one.extent * radius_arcmin) ** 2
         tangential, cross = rotate_shears(dx[near], dy[near], sample.g1[near], sample.g2[near])
         r, w = np.hypot(dx[near], dy[near]), sample.weight[near]
-        wq = w * weigh(r, radius_arcmin)
+        wq = w * one.weigh(r, radius_arcmin)
         inside = w[r <= radius_arcmin].sum()
         noise = np.sqrt(np.sum(wq**2 * (tangential**2 + cross**2)) / 2.0)
         e, b = np.sum(wq * tangential), np.sum(wq * cross)
@@ -224,12 +229,12 @@ def expected_aperture_snr(
     `shape_noise` is the standard deviation of one component of a galaxy's shear estimate. S/N = sqrt(n) /
     sigma int(2 pi r Q g_t dr) / sqrt(int(2 pi r Q^2 dr)).
     """
-    weigh, extent = get_filter(filter_name)
-    r = (np.arange(4000) + 0.5) * (extent * radius_arcmin / 4000)
-    q = weigh(r, radius_arcmin)
+    one = get_filter(filter_name)
+    step = one.extent * radius_arcmin / 4000
+    r = (np.arange(4000) + 0.5) * step
+    q = one.weigh(r, radius_arcmin)
     signal = np.sum(r * q * reduced_shear(r * geometry.mpc_per_arcmin, m200c_msun, c200c, geometry))
     noise = np.sqrt(np.sum(r * q * q))
-    step = extent * radius_arcmin / 4000
     return float(np.sqrt(2.0 * np.pi * step * density_per_arcmin2) * signal / (noise * shape_noise))
 
 

@@ -7,6 +7,8 @@ import numpy as np
 
 from lap_assets.science.cosmology import LensGeometry
 
+_SERIES = 1e-3  # so near the scale radius the closed forms lose digits; the series is good to 1e-10 there
+
 
 def convergence(radius_mpc: np.ndarray, m200c_msun: float, c200c: float, geometry: LensGeometry) -> np.ndarray:
     """Convergence at projected radii (> 0, proper Mpc); Wright & Brainerd (2000), eq. 11."""
@@ -48,17 +50,21 @@ def _scale_halo(radius_mpc: np.ndarray, m200c: float, c200c: float, geometry: Le
 
 
 def _arc_term(x: np.ndarray) -> np.ndarray:
-    """arccosh(1/x)/sqrt(1-x^2) below 1, arccos(1/x)/sqrt(x^2-1) above, smooth through 1."""
-    near = np.abs(x - 1.0) < 1e-5
+    """C(x) = arccosh(1/x)/sqrt(1-x^2) below 1, arccos(1/x)/sqrt(x^2-1) above; its power series about 1."""
+    d = x - 1.0
+    near = np.abs(d) < _SERIES
     safe = np.where(near, 2.0, x)
     root = np.sqrt(np.abs(safe**2 - 1.0))
     inner = np.arccosh(np.maximum(1.0 / safe, 1.0)) / root
     outer = np.arccos(np.minimum(1.0 / safe, 1.0)) / root
-    return np.where(near, 1.0 - 2.0 / 3.0 * (x - 1.0), np.where(safe < 1.0, inner, outer))
+    series = 1.0 + d * (-2.0 / 3.0 + d * (7.0 / 15.0 - d * 12.0 / 35.0))
+    return np.where(near, series, np.where(safe < 1.0, inner, outer))
 
 
 def _surface_density(x: np.ndarray) -> np.ndarray:
-    """Sigma / (2 r_s rho_s); its limit at x = 1 is 1/3."""
-    near = np.abs(x - 1.0) < 1e-5
+    """Sigma / (2 r_s rho_s) = (1 - C(x)) / (x^2 - 1), with the series of C about 1."""
+    d = x - 1.0
+    near = np.abs(d) < _SERIES
     safe = np.where(near, 2.0, x)
-    return np.where(near, 1.0 / 3.0 - 0.4 * (x - 1.0), (1.0 - _arc_term(safe)) / (safe**2 - 1.0))
+    series = (2.0 / 3.0 - d * (7.0 / 15.0 - d * 12.0 / 35.0)) / (2.0 + d)
+    return np.where(near, series, (1.0 - _arc_term(safe)) / (safe**2 - 1.0))

@@ -41,8 +41,29 @@ def measure_aperture_correction(small: np.ndarray, total: np.ndarray, snr: np.nd
         return 1.0, 0.0
     ratio = total[good] / small[good]
     weight = np.minimum(snr[good], 300.0) ** 2
-    centre, error, _, _ = _clip_mean(ratio, weight)
-    return centre, error
+    centre, error, _, used = _clip_mean(ratio, weight)
+    # a handful of stars cannot vouch for their own scatter
+    return centre, max(error, 0.02 / used)
+
+
+def combine_aperture_corrections(corrections: np.ndarray, errors: np.ndarray, scatter: float = 0.003) -> np.ndarray:
+    """Corrections of the chips of one exposure, drawn towards their common mean by as much as they are uncertain.
+
+    Apertures scale with each chip's FWHM, so that the corrections differ by the shape of the PSF alone.
+
+    Parameters
+    ----------
+    corrections, errors : (n,) arrays
+    scatter : float
+        True scatter expected between chips.
+
+    Returns
+    -------
+    (n,) float64
+    """
+    var = errors**2 + scatter**2
+    mean = np.sum(corrections / var) / np.sum(1.0 / var)
+    return (corrections * scatter**2 + mean * errors**2) / var
 
 
 def fit_zero_point(flux: np.ndarray, flux_err: np.ndarray, mag: np.ndarray, mag_err: float = 0.01) -> ZeroPoint | None:

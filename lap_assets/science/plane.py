@@ -41,7 +41,8 @@ def unproject_positions(
     sin0, cos0 = np.sin(np.radians(dec0_deg)), np.cos(np.radians(dec0_deg))
     dra = np.arctan2(x, cos0 - y * sin0)
     dec = np.arctan2(sin0 + y * cos0, np.hypot(x, cos0 - y * sin0))
-    return (ra0_deg + np.degrees(dra)) % 360.0, np.degrees(dec)
+    ra = (ra0_deg + np.degrees(dra)) % 360.0
+    return np.where(ra < 360.0, ra, 0.0), np.degrees(dec)  # the remainder of -1e-16 rounds to 360
 
 
 def turn_to_plane(e1: np.ndarray, e2: np.ndarray, north_angle: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -15,6 +15,8 @@ from lap_assets.science.forced import PsfAt
 from lap_assets.science.psf import PsfModel, fit_psf, measure_shape
 from lap_assets.science.star_galaxy import select_psf_stars
 
+_ENOUGH_STARS = 25
+
 
 @dataclass(frozen=True)
 class MoffatPsf:
@@ -54,6 +56,8 @@ def stamp_size(fwhm_px: float) -> int:
 
 def model_stack_psf(
     band: BandImage,
+    segments: np.ndarray,
+    ids: np.ndarray,
     x: np.ndarray,
     y: np.ndarray,
     flux: np.ndarray,
@@ -69,6 +73,8 @@ def model_stack_psf(
 
     Parameters
     ----------
+    segments, ids : (ny, nx) int32, (n,) int
+        Segments of all objects, and those of the objects given; other objects' pixels around a star are set to the sky.
     flux, snr : (n,) float
         In some aperture around each object.
     clean : (n,) bool
@@ -81,13 +87,16 @@ def model_stack_psf(
     reach = np.full(len(x), 3.0 * fwhm_px)
     half_light = sep.flux_radius(band.sci, x, y, reach, 0.5, mask=band.empty)[0] if len(x) else np.zeros(0)
     stars = select_psf_stars(np.nan_to_num(half_light), snr, clean, min_snr)
+    # bright stars alone where they are many: what lies unseen below a star weighs less the brighter it is
+    stars = stars[: max(_ENOUGH_STARS, np.count_nonzero(snr[stars] >= 3.0 * min_snr))]
     n = len(stars)
     if n >= min_stars:
         degree = 2 if n >= 60 else 1 if n >= 20 else 0
         # stars cut by the image's edge or a hole are no use to the model, which raises when none is left
         with suppress(NoWork):
+            alone = np.where((segments > 0) & ~np.isin(segments, ids[stars]), np.float32(0), band.sci)
             model = fit_psf(
-                band.sci, band.var, band.unusable, x[stars], y[stars], flux[stars], stamp_px=size, degree=degree
+                alone, band.var, band.unusable, x[stars], y[stars], flux[stars], stamp_px=size, degree=degree
             )
             if model.n_stars >= min_stars:
                 return StackPsf(model, _measure_fwhm(model, band.sci.shape), model.n_stars, model.degree)

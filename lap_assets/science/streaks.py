@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 from numba import njit
+from scipy import ndimage
 
 from lap_assets.model.image import MaskedImage
 
@@ -60,6 +61,7 @@ def find_streaks(image: MaskedImage, limits: StreakLimits | None = None) -> pd.D
     signal, weight = _clipped_signal(image, limits.clip_sigma)
     # fine bins for narrow trails first; coarse ones gather the light of broad, faint ones
     found: list[tuple[float, ...]] = []
+    _drop_compact(signal, weight, limits)
     for bin_px in (2, 6):
         while len(found) < limits.max_streaks:
             one = _best_line(signal, weight, bin_px, limits)
@@ -110,57 +112,93 @@ def _clipped_signal(image: MaskedImage, clip: float) -> tuple[np.ndarray, np.nda
     return signal, good.astype(np.float32)
 
 
+def _drop_compact(signal: np.ndarray, weight: np.ndarray, limits: StreakLimits) -> None:
+    """Take away the weight of bright residuals that are no piece of a line: short or round. In place."""
+    smooth = ndimage.uniform_filter(signal, 3, mode="constant")
+    labels, n = ndimage.label(smooth > 1.5, structure=np.ones((3, 3), bool))
+    if n == 0:
+        return
+    y, x = np.nonzero(labels)
+    one = labels[y, x] - 1
+    area = np.bincount(one, minlength=n)
+    mean_x, mean_y = np.bincount(one, x, n) / area, np.bincount(one, y, n) / area
+    u, v = x - mean_x[one], y - mean_y[one]
+    xx, yy, xy = (np.bincount(one, moment, n) / area for moment in (u * u, v * v, u * v))
+    spread = np.sqrt(0.25 * (xx - yy) ** 2 + xy**2)
+    major, minor = 0.5 * (xx + yy) + spread, np.maximum(0.5 * (xx + yy) - spread, 1 / 12)
+    elongated = (major > 12.0 * minor) & (4.0 * np.sqrt(major) > 0.3 * limits.min_length_px)
+    # few pixels may be a fragment of a faint trail: those stay, clipped
+    compact = (area >= 12) & ~elongated
+    weight[np.concatenate([[False], compact])[labels]] = 0
+
+
 def _best_line(signal, weight, bin_px: int, limits: StreakLimits) -> tuple[float, ...] | None:
-    binned, counts = _bin_sums(signal * weight, bin_px), _bin_sums(weight, bin_px)
-    ny, nx = binned.shape
-    diagonal = np.hypot(nx, ny)
-    n_angles = int(np.ceil(np.pi * diagonal / 2.0))
-    angles = np.arange(n_angles) * np.pi / n_angles
-    light, seen = _radon(binned, counts, np.cos(angles), np.sin(angles), int(np.ceil(diagonal)) + 2)
+    """The brightest line that stands the tests of `_measure_line`, or None."""
+    light, counts = _bin_sums(signal * weight, bin_px), _bin_sums(weight, bin_px)
+    ny, nx = light.shape
+    centre = (0.5 * (signal.shape[1] - 1), 0.5 * (signal.shape[0] - 1))
     least = limits.min_length_px * bin_px  # pixels under a line of the least length
-    ratio = np.where(seen >= least, light / np.sqrt(np.maximum(seen, 1.0)), 0.0)
-    # a few bests: the very best may be two galaxies and a residual in a row
-    for _ in range(8):
-        angle, offset = np.unravel_index(int(np.argmax(ratio)), ratio.shape)
-        if ratio[angle, offset] < 0.6 * limits.snr:
-            return None
-        line = _refine_line(signal, weight, angles[angle], offset - diagonal / 2.0, bin_px, limits)
+    candidates = []
+    for steep in (True, False):
+        for mirrored in (False, True):
+            ratio = _line_ratios(light if steep else light.T, counts if steep else counts.T, mirrored, least)
+            n = ratio.shape[0]
+            for _ in range(4):
+                shift, column = np.unravel_index(int(np.argmax(ratio)), ratio.shape)
+                height = float(ratio[shift, column])
+                ratio[max(shift - 6, 0) : shift + 7, max(column - 6, 0) : column + 7] = 0
+                if height < 5.5:
+                    break
+                ends = np.array([column - n, column - n + shift], float)
+                if mirrored:
+                    ends = (nx if steep else ny) - 1 - ends
+                ends, rows = (ends + 0.5) * bin_px - 0.5, np.array([0.5 * bin_px - 0.5, (n - 0.5) * bin_px - 0.5])
+                x, y = (ends, rows) if steep else (rows, ends)
+                candidates.append((height, *_normal_form(x, y, centre)))
+    for _, cos, sin, rho in sorted(candidates, reverse=True):
+        line = _refine_line(signal, weight, centre, (cos, sin), rho, bin_px, limits)
         if line is not None:
             return line
-        lo, hi = max(offset - 3, 0), offset + 4
-        for step in range(-3, 4):
-            turned = (angle + step) % n_angles
-            if 0 <= angle + step < n_angles:
-                ratio[turned, lo:hi] = 0
     return None
 
 
-def _refine_line(signal, weight, angle: float, offset: float, bin_px: int, limits) -> tuple[float, ...] | None:
+def _line_ratios(light: np.ndarray, counts: np.ndarray, mirrored: bool, least: float) -> np.ndarray:
+    """S/N along all lines of one octant pair; 0 where too few usable pixels lie under the line."""
+    n = 1 << (light.shape[0] - 1).bit_length()
+
+    def prepare(plane):
+        plane = plane[:, ::-1] if mirrored else plane
+        return np.pad(plane, ((0, n - plane.shape[0]), (0, 0)))
+
+    total, seen = sum_lines(prepare(light)), sum_lines(prepare(counts))
+    return np.where(seen >= least, total / np.sqrt(np.maximum(seen, 1.0)), np.float32(0))
+
+
+def _normal_form(x: np.ndarray, y: np.ndarray, centre) -> tuple[float, float, float]:
+    """(cos, sin, rho) of the line through two points: u·cos + v·sin = rho about the centre."""
+    dx, dy = x[1] - x[0], y[1] - y[0]
+    length = float(np.hypot(dx, dy))
+    cos, sin = -dy / length, dx / length
+    return float(cos), float(sin), float((x[0] - centre[0]) * cos + (y[0] - centre[1]) * sin)
+
+
+def _refine_line(signal, weight, centre, normal, rho, bin_px: int, limits) -> tuple[float, ...] | None:
     """Place, ends, width and S/N of a candidate at full resolution; None if its light is not that of a trail."""
-    ny, nx = signal.shape
-    centre_x, centre_y = 0.5 * (nx - 1), 0.5 * (ny - 1)
-    nx_, ny_ = np.cos(angle), np.sin(angle)
+    cos, sin = normal
     reach = 8.0 * bin_px
-    rho = offset * bin_px
     for _ in range(3):
-        along, across, values = _strip(signal, weight, centre_x, centre_y, nx_, ny_, rho, reach)
+        along, across, values = _collect_strip(signal, weight, *centre, cos, sin, rho, reach)
         if along.size < limits.min_length_px:
             return None
         piece = max(limits.min_length_px / 4.0, 4.0 * bin_px)
         index = ((along - along.min()) / piece).astype(int)
         shift, tilt = _fit_axis(along, across, values, index, reach)
-        turn = np.arctan(tilt)
         rho += shift
-        cos, sin = np.cos(-turn), np.sin(-turn)
-        nx_, ny_ = nx_ * cos - ny_ * sin, nx_ * sin + ny_ * cos
+        # the axis is across = shift + tilt · along: turn the normal by −arctan(tilt)
+        turn = -np.arctan(tilt)
+        cos, sin = cos * np.cos(turn) - sin * np.sin(turn), cos * np.sin(turn) + sin * np.cos(turn)
         reach = max(0.6 * reach, 3.0 * bin_px)
-    return _measure_line(signal, weight, (centre_x, centre_y), (nx_, ny_), rho, bin_px, limits)
-
-
-def _strip(signal, weight, centre_x, centre_y, nx_, ny_, rho, reach):
-    """Usable pixels within `reach` of a line: position along it, across it, value."""
-    along, across, values = _collect_strip(signal, weight, centre_x, centre_y, nx_, ny_, rho, reach)
-    return along, across, values
+    return _measure_line(signal, weight, centre, (cos, sin), rho, bin_px, limits)
 
 
 def _fit_axis(along, across, values, index, reach) -> tuple[float, float]:
@@ -187,7 +225,7 @@ def _fit_axis(along, across, values, index, reach) -> tuple[float, float]:
 
 def _measure_line(signal, weight, centre, normal, rho, bin_px, limits) -> tuple[float, ...] | None:
     reach = 6.0 * bin_px
-    along, across, values = _strip(signal, weight, *centre, *normal, rho, reach)
+    along, across, values = _collect_strip(signal, weight, *centre, *normal, rho, reach)
     if along.size == 0:
         return None
     half = _half_width(across, values, reach)
@@ -246,31 +284,52 @@ def _bin_sums(plane: np.ndarray, size: int) -> np.ndarray:
     return plane[:ny, :nx].reshape(ny // size, size, nx // size, size).sum(axis=(1, 3), dtype=np.float64)
 
 
+def sum_lines(plane: np.ndarray) -> np.ndarray:
+    """Sums along all digital lines of slope 0–45° to the rows' normal: the fast Radon transform (Brady 1998).
+
+    Parameters
+    ----------
+    plane : (n, m), n a power of two
+
+    Returns
+    -------
+    (n, n + m) float32
+        Element [s, n + x] is the sum along the line from (x, row 0) to (x + s, row n − 1), x ≥ −n; O(n² log n).
+    """
+    n, m = plane.shape
+    width = n + m
+    lines = np.zeros((n, 1, width), np.float32)
+    lines[:, 0, n:] = plane
+    while lines.shape[0] > 1:
+        shifts = 2 * lines.shape[1]
+        joined = np.empty((lines.shape[0] // 2, shifts, width), np.float32)
+        for shift in range(shifts):
+            top, bottom, by = lines[0::2, shift // 2], lines[1::2, shift // 2], (shift + 1) // 2
+            joined[:, shift] = top
+            joined[:, shift, : width - by] += bottom[:, by:]
+        lines = joined
+    return lines[0]
+
+
 @njit(cache=True, nogil=True)
-def _radon(light, counts, cosines, sines, n_offsets):
-    """Sums of light and of pixel counts along lines (angle of the normal, offset from the centre in bins)."""
-    ny, nx = light.shape
-    total = np.zeros((cosines.size, n_offsets), np.float64)
-    seen = np.zeros((cosines.size, n_offsets), np.float64)
-    shift = np.hypot(nx, ny) / 2.0 + 0.5
-    for a in range(cosines.size):
-        for y in range(ny):
-            start = (y - 0.5 * (ny - 1)) * sines[a] - 0.5 * (nx - 1) * cosines[a] + shift
-            for x in range(nx):
-                if counts[y, x] > 0:
-                    offset = int(start + x * cosines[a])
-                    total[a, offset] += light[y, x]
-                    seen[a, offset] += counts[y, x]
-    return total, seen
+def _row_span(v, nx, centre_x, cos, sin, rho, reach):
+    """Half-open range of columns of a row that can lie within `reach` of the line u·cos + v·sin = rho."""
+    if abs(cos) < 1e-9:
+        return (0, nx) if abs(v * sin - rho) <= reach else (0, 0)
+    a, b = (rho - v * sin - reach) / cos, (rho - v * sin + reach) / cos
+    return max(int(np.floor(min(a, b) + centre_x)), 0), min(int(np.ceil(max(a, b) + centre_x)) + 1, nx)
 
 
 @njit(cache=True, nogil=True)
 def _collect_strip(signal, weight, centre_x, centre_y, cos, sin, rho, reach):
+    """Usable pixels within `reach` of a line: position along it, across it, value."""
     ny, nx = signal.shape
     along, across, values = [0.0][:0], [0.0][:0], [0.0][:0]
     for y in range(ny):
-        for x in range(nx):
-            u, v = x - centre_x, y - centre_y
+        v = y - centre_y
+        first, last = _row_span(v, nx, centre_x, cos, sin, rho, reach)
+        for x in range(first, last):
+            u = x - centre_x
             d = u * cos + v * sin - rho
             if abs(d) <= reach and weight[y, x] > 0:
                 along.append(v * cos - u * sin)
@@ -283,8 +342,10 @@ def _collect_strip(signal, weight, centre_x, centre_y, cos, sin, rho, reach):
 def _draw_line(drawn, x0, y0, ux, uy, start, end, half):
     ny, nx = drawn.shape
     for y in range(ny):
-        for x in range(nx):
-            u, v = x - x0, y - y0
+        v = y - y0
+        first, last = _row_span(v, nx, x0, -uy, ux, 0.0, half)
+        for x in range(first, last):
+            u = x - x0
             along, across = u * ux + v * uy, v * ux - u * uy
             if abs(across) <= half and start <= along <= end:
                 drawn[y, x] = True

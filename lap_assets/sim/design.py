@@ -37,8 +37,8 @@ class BandDesign:
 
 BANDS = {
     "g": BandDesign(150.0, 31.05, 22.0, 33000.0),
-    "r": BandDesign(200.0, 31.35, 21.2, 36000.0),
-    "i": BandDesign(200.0, 31.20, 20.3, 36000.0),
+    "r": BandDesign(300.0, 31.79, 21.2, 36000.0),
+    "i": BandDesign(280.0, 31.57, 20.3, 36000.0),
 }
 
 
@@ -89,7 +89,7 @@ class SurveyDesign:
     overlap_px: int = 40
     ra_deg: float = 150.0
     dec_deg: float = 2.0  # on the border of two RINGS.V3 projection cells
-    faint_mag: float = 24.0
+    faint_mag: float = 23.7
     field_density: float = 1.0
     bias_frames: int = 5
     flat_frames: int = 5

@@ -12,24 +12,38 @@ from scipy.spatial import cKDTree
 from lap_assets.sim.design import BANDS, NOMINAL_READ_NOISE_E, PIXEL_SCALE_ARCSEC, SurveyDesign
 from lap_assets.sim.lens import predict_snr, project_tangent
 from lap_assets.sim.sky import Sky
+from lap_assets.sim.stamps import draw_stamps, tabulate_profile
 
 RADII_ARCMIN = (2.0, 3.0, 4.0, 5.0, 6.0, 8.0)
 SNR_CUT = 10.0
-_TYPICAL_FWHM_ARCSEC = 1.0
+_FWHM_ARCSEC = 1.0
+_APERTURE_PX = 1.4 / PIXEL_SCALE_ARCSEC
 _TYPICAL_TRANSPARENCY = 0.93
 _BLEND_ARCSEC = 2.0
 
 
 def estimate_stack_snr(design: SurveyDesign, galaxies: pd.DataFrame) -> np.ndarray:
-    """(n,) S/N of the flux of galaxies in the r-band stack: white noise under a Gaussian of the seen size."""
+    """(n,) S/N in the r-band stack of the light of galaxies within 1.4", for exponential disks in 1.0" seeing."""
     band = BANDS["r"]
     exposures = sum(design.visits)
     flux = 10.0 ** (0.4 * (band.zero_point_mag - galaxies["mag_r"].to_numpy())) * _TYPICAL_TRANSPARENCY
-    # half-light radius of an exponential disk is 0.82 of its Gaussian-weighted sigma; good to 20 %
-    sigma2 = (_TYPICAL_FWHM_ARCSEC / 2.355) ** 2 + (0.82 * galaxies["re_arcsec"].to_numpy()) ** 2
-    area_px = 4.0 * np.pi * sigma2 / PIXEL_SCALE_ARCSEC**2
-    variance = area_px * (band.sky_e + NOMINAL_READ_NOISE_E**2) + flux
+    flux *= _enclosed_light(galaxies["re_arcsec"].to_numpy())
+    variance = np.pi * _APERTURE_PX**2 * (band.sky_e + NOMINAL_READ_NOISE_E**2) + flux
     return flux * np.sqrt(exposures) / np.sqrt(variance)
+
+
+def _enclosed_light(re_arcsec: np.ndarray) -> np.ndarray:
+    """(n,) fraction of a galaxy's light within the aperture."""
+    grid = np.linspace(0.1, 4.0, 40)
+    maps = np.eye(2)[None] / PIXEL_SCALE_ARCSEC
+    zero, size = np.zeros(len(grid)), 128
+    stamps = draw_stamps(
+        size, zero, zero, zero + 1.0, tabulate_profile("moffat", 3.3), maps * np.full((len(grid), 1, 1), _FWHM_ARCSEC),
+        tabulate_profile("sersic", 1.0), maps * grid[:, None, None],
+    )  # fmt: skip
+    offset = np.arange(size) - size // 2
+    inside = np.hypot(offset[None, :], offset[:, None]) < _APERTURE_PX
+    return np.interp(re_arcsec, grid, stamps[:, inside].sum(axis=1))
 
 
 def select_measurable(design: SurveyDesign, sky: Sky) -> np.ndarray:
@@ -73,6 +87,6 @@ def summarize_lens(design: SurveyDesign, sky: Sky) -> dict[str, Any]:
         "ra": lens.ra_deg, "dec": lens.dec_deg, "z": lens.design.z, "m200c_msun": lens.design.m200c_msun,
         "c200c": lens.design.c200c, "z_source": z_source, "sigma_e": sigma_e,
         "n_measurable": len(chosen), "n_measurable_per_arcmin2": len(chosen) / (side * (side + width)),
-        "measurable": f"z > z_lens + 0.1, r-stack S/N > {SNR_CUT:g}, no brighter object within {_BLEND_ARCSEC:g}\"",
+        "measurable": f"z > z_lens + 0.1, S/N in 1.4\" of the r stack > {SNR_CUT:g}, {_BLEND_ARCSEC:g}\" from brighter objects",
         "expected_snr": {f"{r:g}": predict_snr(radius, tangential, sigma_e, 60.0 * r) for r in RADII_ARCMIN},
     }  # fmt: skip

@@ -30,7 +30,7 @@ ALIASES = {
     "projection_cell": "cell",
     "patch": "skycell",
 }
-_TERM = re.compile(r"([A-Za-z_][A-Za-z0-9_.]*)(!=|<=|>=|=|~|<|>)(\S+)")
+_TERM = re.compile(r"([A-Za-z_][A-Za-z0-9_.]*)(!=|<=|>=|=|~|<|>)([^\s=<>~]\S*)")
 _RANGE = re.compile(r"(\d+)\.\.(\d+)(?::(\d+))?")
 _NUMBER_AT_END = re.compile(r"(\d+)$")
 _DATE = re.compile(r"\d{4}-\d\d-\d\d")

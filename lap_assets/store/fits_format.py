@@ -204,19 +204,23 @@ def _fold(total: int) -> int:
 # ---- from bytes
 
 
-def decode_planes(stream: BinaryIO, names: tuple[str, ...] | None = None) -> dict[str, Plane]:
+def decode_planes(
+    stream: BinaryIO, names: tuple[str, ...] | None = None, needed: tuple[str, ...] = ()
+) -> dict[str, Plane]:
     """Read the planes of a file (those called `names`, or all), each verified by its checksums.
 
     Raises
     ------
     MalformedFile
-        The file ends early, is longer than its HDUs, or an HDU is not what its checksums say.
+        The file ends early, an HDU is not what its checksums say, or one of `names` or `needed` is missing.
     """
     planes: dict[str, Plane] = {}
+    seen = set()
     for name, header, _, array in _read_hdus(stream, names):
+        seen.add(name)
         if array is not None:
             planes[name] = (array, _strip_header(header))
-    missing = [name for name in names or () if name not in planes]
+    missing = [name for name in (*(names or ()), *needed) if name not in seen]
     if missing:
         raise MalformedFile(f"no HDU {', '.join(missing)}")
     return planes

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lap_assets.errors import LapError
-from lap_assets.model.ids import DataId, Pin
+from lap_assets.model.ids import DataId, Pin, check_name
 from lap_assets.model.states import DONE, RESULTS
 from lap_assets.store.files import MemberRecord
 from lap_assets.store.fits_format import MalformedFile
@@ -152,4 +152,4 @@ def _read_pin(pair: list[str]) -> Pin:
 def _read_record(name: str, record: dict[str, Any]) -> MemberRecord:
     if not (isinstance(record["bytes"], int) and isinstance(record["sha256"], str)):
         raise TypeError(f"member {name}")
-    return MemberRecord(name, record["bytes"], record["sha256"], str(record["content_sha256"]))
+    return MemberRecord(check_name(name, "member"), record["bytes"], record["sha256"], str(record["content_sha256"]))

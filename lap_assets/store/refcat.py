@@ -20,6 +20,7 @@ from lap_assets.store.layout import DIGITS, Layout
 from lap_assets.store.table_format import decode_json, decode_table, encode_json, encode_table
 
 NSIDE = 32  # pixels of 1.8 degrees: about the field of a mosaic camera
+PIXEL_RADIUS_DEG = 2.0  # no point of a pixel is farther from its centre (1.90 degrees by geometry)
 DESCRIPTION = "refcat.json"
 REQUIRED = ("source_id", "ra", "dec", "pmra", "pmdec", "ra_err_mas", "dec_err_mas", "ref_epoch_yr")
 _GRID = HEALPix(nside=NSIDE, order="nested")
@@ -82,8 +83,7 @@ def read_refcat(layout: Layout, name: str, ra_deg: float, dec_deg: float, radius
     Raises `NotFound` if there is no such catalogue, `IntegrityError` if a shard is damaged.
     """
     document = describe_refcat(layout, name)
-    pixels = _GRID.cone_search_lonlat(ra_deg * u.deg, dec_deg * u.deg, radius_deg * u.deg)
-    frames = list(_read_shards(layout, name, document, sorted(int(one) for one in pixels)))
+    frames = list(_read_shards(layout, name, document, find_pixels(ra_deg, dec_deg, radius_deg)))
     if not frames:
         return pd.DataFrame({column: pd.Series(dtype=float) for column in document["columns"]})
     table = pd.concat(frames, ignore_index=True)
@@ -91,6 +91,16 @@ def read_refcat(layout: Layout, name: str, ra_deg: float, dec_deg: float, radius
     table = table[inside].sort_values("source_id", kind="stable").reset_index(drop=True)
     table.attrs["units"] = document["units"]
     return table
+
+
+def find_pixels(ra_deg: float, dec_deg: float, radius_deg: float) -> list[int]:
+    """All pixels that may hold a point of the cone, sorted.
+
+    By the distance of their centres: astropy-healpix's own cone search misses pixels the cone only just reaches.
+    """
+    ra, dec = _GRID.healpix_to_lonlat(np.arange(_GRID.npix))
+    distance = separation_deg(ra.to_value(u.deg), dec.to_value(u.deg), ra_deg, dec_deg)
+    return [int(one) for one in np.flatnonzero(distance <= radius_deg + PIXEL_RADIUS_DEG)]
 
 
 def _read_shards(layout: Layout, name: str, document: dict, pixels: list[int]) -> Iterator[pd.DataFrame]:

@@ -119,7 +119,13 @@ class Repo:
     ) -> dict[str, Plane]:
         """Planes of a FITS member as (array, header), by HDU name."""
         names = None if planes is None else tuple(planes)
-        return self._read(unit, member, lambda stream: fits_format.decode_planes(stream, names), full)
+        data_id = unit.data_id if isinstance(unit, Pin) else unit
+        needed = {one.name: one.planes for one in get_product(data_id.product).members}.get(member, ())
+
+        def decode(stream: BinaryIO) -> dict[str, Plane]:
+            return fits_format.decode_planes(stream, names, needed)
+
+        return self._read(unit, member, decode, full)
 
     def read_table(self, unit: DataId | Pin, member: str, columns: Sequence[str] | None = None) -> pd.DataFrame:
         """A table; units of its columns in `df.attrs["units"]`."""
@@ -364,9 +370,9 @@ class Repo:
         return row | {name: value for name, value in manifest.metrics.items() if name not in row}
 
     def _chain(self, product: str, collection: str | None) -> tuple[str, ...]:
-        if collection is not None:
-            return (collection,)
-        return (CALIBRATION_COLLECTION,) if get_product(product).partitions == CALIBRATIONS else self.collections
+        if get_product(product).partitions == CALIBRATIONS:
+            return (CALIBRATION_COLLECTION,)
+        return self.collections if collection is None else (collection,)
 
     def _find_exact(self, collection: str, row: Product, wanted: Mapping[str, str]) -> list[DataId] | None:
         """Units found without looking through the product's folders; None if that takes a look."""

@@ -18,15 +18,15 @@ def square(ra_deg: float, dec_deg: float, side_deg: float = 0.2) -> tuple[tuple[
 
 def make_exposure(id_: str, band: str, ra_deg: float, night: str) -> Exposure:
     """An exposure of one chip; its file is never read."""
-    chip = ChipFile("c0", f"/nowhere/{id_}.fits", "c0", square(ra_deg, 2.0), sha256=f"{abs(hash(id_)):064d}")
+    chip = ChipFile("c0", f"/nowhere/{id_}.fits", "c0", square(ra_deg, 2.0), sha256="0" * 64)
     return Exposure(id_, "simtiny", band, band, night, 60380.0, 60.0, ra_deg, 2.0, chips=(chip,))
 
 
 def make_calibrations() -> list[CalibrationSet]:
     """Biases and flats of two epochs, so that no exposure is calibrated with everything there is."""
-    frame = ChipFile("c0", "/nowhere/frame.fits", "c0", square(0.0, 0.0), sha256="0" * 64)
+    frames = tuple(ChipFile("c0", f"/nowhere/frame{i}.fits", "c0", square(0.0, 0.0), f"{i:064d}") for i in range(3))
     return [
-        CalibrationSet(f"simtiny|{kind}|{band}|{night}", "simtiny", kind, band, night, (frame,) * 3)
+        CalibrationSet(f"simtiny|{kind}|{band}|{night}", "simtiny", kind, band, night, frames)
         for night in ("2024-03-01", "2024-04-01")
         for kind, bands in (("bias", ("all",)), ("flat", BANDS))
         for band in bands

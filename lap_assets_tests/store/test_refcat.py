@@ -1,10 +1,13 @@
 import numpy as np
 import pandas as pd
 import pytest
+from astropy import units as u
+from astropy_healpix import HEALPix
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lap_assets.errors import BadInput, IntegrityError, NotFound
+from lap_assets.store.refcat import NSIDE, find_pixels
 from lap_assets.store.repo import Repo
 
 
@@ -24,11 +27,10 @@ def sky(tmp_path_factory):
     """A repository with a catalogue all over the sky, dense where coordinates are awkward."""
     rng = np.random.default_rng(3)
     ra = np.concatenate(
-        [rng.uniform(0, 360, 3000), rng.normal(0, 0.5, 1000) % 360, rng.uniform(0, 360, 1000), [0.0, 360.0]]
+        [rng.normal(0, 2, 1500) % 360, rng.uniform(0, 360, 1500), rng.uniform(0, 360, 40), [0.0, 360.0]]
     )
-    dec = np.degrees(
-        np.arcsin(np.concatenate([rng.uniform(-1, 1, 4000), 1 - 1e-4 * rng.uniform(0, 1, 1000), [0.0, 0.0]]))
-    )
+    pole = rng.choice([-1, 1], 1500) * (90 - np.abs(rng.normal(0, 2, 1500)))
+    dec = np.concatenate([rng.normal(0, 2, 1500), pole, rng.uniform(-80, 80, 40), [0.0, 0.0]])
     table = make_refcat(ra, dec)
     repo = Repo(tmp_path_factory.mktemp("repo"))
     repo.write_refcat("gaia", table)
@@ -41,9 +43,9 @@ def unit_vectors(ra, dec):
 
 
 @given(
-    st.floats(0, 360) | st.just(0.0) | st.just(359.999),
-    st.floats(-90, 90) | st.just(90.0) | st.just(-90.0),
-    st.floats(0.01, 20),
+    st.floats(0, 3) | st.floats(357, 360) | st.floats(0, 360),
+    st.floats(-3, 3) | st.floats(85, 90) | st.floats(-90, -85) | st.floats(-90, 90),
+    st.floats(0.01, 8),
 )
 @settings(deadline=None, max_examples=60)
 def test_a_cone_holds_exactly_the_rows_within_it(sky, ra, dec, radius):
@@ -56,6 +58,19 @@ def test_a_cone_holds_exactly_the_rows_within_it(sky, ra, dec, radius):
     perhaps = set(table["source_id"][distance < radius + 1e-9])
     assert surely <= set(got["source_id"]) <= perhaps
     assert got["source_id"].is_monotonic_increasing
+
+
+def test_the_pixel_of_a_point_is_among_those_of_any_cone_that_reaches_it():
+    rng = np.random.default_rng(8)
+    for _ in range(300):
+        ra, dec = rng.uniform(0, 360), rng.choice([-1, 1]) * (90 - 90 * rng.random() ** 2)
+        radius, angle = np.radians(10 ** rng.uniform(-2, 1)), rng.uniform(0, 2 * np.pi, 500)
+        d0 = np.radians(dec)
+        d = np.arcsin(np.clip(np.sin(d0) * np.cos(radius) + np.cos(d0) * np.sin(radius) * np.cos(angle), -1, 1))
+        across = np.sin(angle) * np.sin(radius) * np.cos(d0)
+        a = np.degrees(np.arctan2(across, np.cos(radius) - np.sin(d0) * np.sin(d))) + ra
+        pixels = HEALPix(NSIDE, order="nested").lonlat_to_healpix(a * u.deg, np.degrees(d) * u.deg)
+        assert set(pixels.tolist()) <= set(find_pixels(ra, dec, float(np.degrees(radius))))
 
 
 def test_rows_keep_their_values_and_units(sky):

@@ -3,6 +3,7 @@
 Holds no asset itself.
 """
 
+import warnings
 from collections.abc import Callable
 
 import dagster as dg
@@ -56,10 +57,13 @@ class Stages:
                 "kept": "intermediate" if product.intermediate else "long-lived",
             },
         )
-        checks = [
-            dg.AssetCheckSpec(name, asset=key, description=text, blocking=name == BLOCKING, partitions_def=partitions)
-            for name, text in CHECKS.items()
-        ]
+        with warnings.catch_warnings():
+            # partitioned checks are a preview feature in the Dagster version we pin
+            warnings.simplefilter("ignore", dg.PreviewWarning)
+            checks = [
+                dg.AssetCheckSpec(name, asset=key, description=text, blocking=name == BLOCKING, partitions_def=partitions)
+                for name, text in CHECKS.items()
+            ]
         return dg.multi_asset(
             name=f"{collection}__{product.name}".replace(".", "_").replace("-", "_"),
             specs=[spec],

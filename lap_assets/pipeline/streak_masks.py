@@ -1,0 +1,43 @@
+"""Stage `streak_masks`: the trails on one exposure's differences, for the second stack pass to leave out.
+
+Planning only; the search is `science/streaks.py`.
+"""
+
+import logging
+
+from lap_assets.errors import NoWork
+from lap_assets.model.ids import DataId
+from lap_assets.model.states import DONE
+from lap_assets.model.survey import Survey
+from lap_assets.pipeline.task import Output, Task
+from lap_assets.science.streaks import StreakLimits, find_streaks
+from lap_assets.settings import Settings
+from lap_assets.store.repo import Repo
+
+log = logging.getLogger(__name__)
+
+
+def plan(survey: Survey, repo: Repo, settings: Settings, collection: str, partition: str) -> list[Task]:
+    """One task per skycell that was to be differenced."""
+    tasks = []
+    for diff in repo.units(collection, "diffs", partition):
+        manifest = repo.manifest(diff)
+        if manifest is None:
+            continue
+        done = manifest.state == DONE
+        params = {} if done else {"missing": f"no difference to search: {manifest.state} ({manifest.reason})"}
+        pins = (manifest.pin,) if done else ()
+        tasks.append(Task(DataId(collection, "streak_masks", partition, diff.unit), pins, settings, params))
+    return tasks
+
+
+def make(task: Task, repo: Repo) -> Output:
+    """Find the trails of one difference; an empty table where there is none."""
+    if reason := task.params.get("missing"):
+        raise NoWork(reason)
+    chosen = task.settings.streak_masks
+    limits = StreakLimits(snr=chosen.snr, min_length_px=chosen.min_length_px)
+    streaks = find_streaks(repo.read_image(task.pins("diffs")[0]), limits)
+    if len(streaks):
+        log.info("%s: %d trails", task.data_id, len(streaks))
+    return Output({"streaks.parquet": streaks}, {"n_streaks": len(streaks)})

@@ -1,0 +1,164 @@
+"""SIGKILL before every system call of publishing, and of what tidies up; the calls are recorded, not guessed."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from lap_assets.errors import IntegrityError, NotFound
+from lap_assets.store.repo import Repo
+from lap_assets.store.verify import fsck, sweep
+from lap_assets_tests.faults import actions
+from lap_assets_tests.faults.actions import LATER, NEW, OLD
+from lap_assets_tests.faults.tracing import kill_before, record
+from lap_assets_tests.store.samples import FINAL, STACK, check_stack, make_stack, publish
+from lap_assets_tests.store.test_refcat import make_refcat
+
+
+def kill_everywhere(folder, action, prepare, inspect) -> list:
+    """Kill `action` before each of its calls, each time on a fresh copy; returns what `inspect` saw, in order."""
+    original, log = folder / "original", folder / "log"
+    prepare(original)
+
+    def copy(name: str) -> Path:
+        shutil.rmtree(folder / name, ignore_errors=True)
+        return shutil.copytree(original, folder / name)
+
+    calls = record(action, copy("whole"), copy("scratch"), log)
+    seen = []
+    for call in calls:
+        kill_before(call, action, copy("killed"), copy("scratch"), log)
+        seen.append(inspect(folder / "killed"))
+    seen.append(inspect(folder / "whole"))
+    return seen
+
+
+def assert_switches_once(seen, old, new):
+    """First only the old, then only the new: never anything else, never back."""
+    assert set(seen) == {old, new}
+    assert seen == sorted(seen, key=[old, new].index)
+
+
+def leave_no_trace(root: Path) -> None:
+    """After a kill the check finds nothing broken and tidies up; the unit can be published again."""
+    repo = Repo(root)
+    report = fsck(repo, full=True, now=LATER)
+    assert not report.broken
+    sweep(repo, now=LATER)
+    assert not [path for path in root.rglob(".tmp*")]
+    publish(repo, STACK, make_stack(9))
+    check_stack(repo, STACK, {9})
+
+
+def read_version(root: Path) -> float:
+    repo = Repo(root)
+    value = check_stack(repo, STACK, {OLD, NEW})
+    assert set(repo.read_table(STACK, "inputs.parquet")["weight"]) == {value}
+    assert repo.has_files(STACK)
+    leave_no_trace(root)
+    return value
+
+
+def test_killed_anywhere_the_old_version_is_intact_or_the_new_one_complete(folder):
+    seen = kill_everywhere(folder, actions.publish_new, actions.publish_old, read_version)
+    assert_switches_once(seen, OLD, NEW)
+    assert len(seen) > 30  # it really was killed at every write and fsync of two members and a manifest
+
+
+def test_killed_anywhere_a_first_version_is_absent_or_complete(folder):
+    def inspect(root):
+        value = check_stack(Repo(root), STACK, {NEW}) if Repo(root).manifest(STACK) else None
+        leave_no_trace(root)
+        return value
+
+    assert_switches_once(kill_everywhere(folder, actions.publish_new, Path.mkdir, inspect), None, NEW)
+
+
+def test_killed_anywhere_a_result_without_members_replaces_whole(folder):
+    def inspect(root):
+        manifest = Repo(root).manifest(STACK)
+        if manifest.state == "done":
+            check_stack(Repo(root), STACK, {OLD})
+        leave_no_trace(root)
+        return manifest.state
+
+    seen = kill_everywhere(folder, actions.publish_result, actions.publish_old, inspect)
+    assert_switches_once(seen, "done", "no_work")
+
+
+def test_killed_anywhere_a_reference_is_absent_or_complete_and_its_source_unharmed(folder):
+    def inspect(root):
+        check_stack(Repo(root), STACK, {OLD})
+        value = check_stack(Repo(root), FINAL, {OLD}) if Repo(root).manifest(FINAL) else None
+        leave_no_trace(root)
+        return value
+
+    seen = kill_everywhere(folder, actions.publish_reference, actions.publish_old, inspect)
+    assert_switches_once(seen, None, OLD)
+
+
+def test_killed_anywhere_quarantine_never_shows_or_loses_the_broken_bytes(folder):
+    broken = []
+
+    def prepare(root):
+        actions.publish_old(root)
+        path = Repo(root).path(STACK, "image.fits")
+        data = bytearray(path.read_bytes())
+        data[-3000] ^= 1
+        path.write_bytes(bytes(data))
+        broken.append(bytes(data))
+
+    def inspect(root):
+        repo = Repo(root)
+        with pytest.raises((IntegrityError, NotFound)):
+            repo.read_image(STACK)
+        fsck(repo, full=True)
+        assert repo.manifest(STACK) is None
+        assert broken[0] in [path.read_bytes() for path in root.rglob("image.fits")]
+        publish(repo, STACK, make_stack(OLD))
+        check_stack(repo, STACK, {OLD})
+        leave_no_trace(root)
+        return "repaired"
+
+    seen = kill_everywhere(folder, actions.check_and_quarantine, prepare, inspect)
+    assert len(seen) > 5
+
+
+def test_killed_anywhere_the_sweep_leaves_the_current_version(folder):
+    def prepare(root):
+        actions.publish_old(root)
+        actions.publish_new(root)
+
+    def inspect(root):
+        value = check_stack(Repo(root), STACK, {NEW})
+        leave_no_trace(root)
+        return value
+
+    assert set(kill_everywhere(folder, actions.sweep_all, prepare, inspect)) == {NEW}
+
+
+def test_killed_anywhere_the_journal_keeps_what_was_in_it(folder):
+    first = {"kind": "sequence", "name": "3pi.v1"}
+
+    def inspect(root):
+        entries = Repo(root).read_journal()
+        assert entries[0] == first
+        Repo(root).append_journal({"n": 2})
+        assert Repo(root).read_journal() == [*entries, {"n": 2}]
+        return len(entries)
+
+    seen = kill_everywhere(folder, actions.append_to_journal, lambda root: Repo(root).append_journal(first), inspect)
+    assert_switches_once(seen, 1, 2)
+
+
+def test_killed_anywhere_a_reference_catalogue_is_the_old_or_the_new_one(folder):
+    def prepare(root):
+        Repo(root).write_refcat("gaia", make_refcat([10.0], [0.0]))
+
+    def inspect(root):
+        rows = len(Repo(root).read_refcat("gaia", 15.0, 0.0, 9.0))
+        actions.replace_refcat(root)
+        assert len(Repo(root).read_refcat("gaia", 15.0, 0.0, 9.0)) == 2
+        return rows
+
+    assert_switches_once(kill_everywhere(folder, actions.replace_refcat, prepare, inspect), 1, 2)
