@@ -13,8 +13,8 @@ from lap_assets.defs.assets.stage import Stages
 from lap_assets.defs.resources import LapResource
 from lap_assets.errors import BadInput
 from lap_assets.model.survey import Survey
-from lap_assets.settings import REPOSITORY_VARIABLE, find_repository
 from lap_assets.operations.workspace import Workspace
+from lap_assets.settings import REPOSITORY_VARIABLE, find_repository
 
 COLLECTION_PARTS = (exposures, warps, stacks, diffs, catalogs, lensing)
 
@@ -30,7 +30,7 @@ def build_defs(root: Path | None = None, lap: LapResource | None = None) -> dg.D
 
 
 def load_surveys(root: Path | None) -> list[tuple[Survey, dict[str, str]]]:
-    """The survey of each open collection with the hashes of its settings; one empty survey where none is named or here."""
+    """The survey of each open collection with the hashes of its settings; one empty survey without a repository."""
     try:
         find_repository(root)
     except BadInput:

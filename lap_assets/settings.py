@@ -28,7 +28,7 @@ class Section(BaseModel):
 class ComputeSettings(Section):
     """How work is spread (never part of a recipe: bytes do not depend on it)."""
 
-    executor: str = "processes"
+    executor: Literal["processes", "serial"] = "processes"
     workers: int = 0  # 0: as many as there are cores
 
 
@@ -61,7 +61,7 @@ class SolutionSettings(Section):
     """Background, sources, PSF, astrometry and zero point of an exposure."""
 
     background_mesh_px: int = 128
-    detection_sigma: float = 2.5
+    detection_sigma: float = 4.0  # per pixel of the matched-filtered image
     detection_min_px: int = 5
     aperture_fwhm: float = 1.5  # radius of the star aperture in FWHM
     total_aperture_fwhm: float = 4.0  # radius to which it is corrected
@@ -162,7 +162,7 @@ class ShearCatalogSettings(Section):
     max_filled: float = 0.2  # part of the inner stamp replaced by its mirror image
     shape_noise: float = 0.4  # distortion per component, in the weights
     # multiplicative bias of the estimator, from simulations; see lap_assets_tests/science/test_shear.py
-    calibration_m: float = 0.03
+    calibration_m: float = 0.045
     bright_mag: float = 20.0  # brighter galaxies are in front
     faint_mag: float = 27.0
     colour_bands: tuple[str, str] = ("g", "r")  # of the red sequence
@@ -235,7 +235,10 @@ def find_repository(given: Path | str | None = None) -> Path:
     for root in (here, *here.parents):
         if (root / SETTINGS_FILE).is_file():
             return root
-    raise BadInput(f"no repository here: no {SETTINGS_FILE} in {here} or above; go to one, use --repo DIR, or make one with: lap init DIR")
+    raise BadInput(
+        f"no repository here: no {SETTINGS_FILE} in {here} or above; "
+        "go to one, use --repo DIR, or make one with: lap init DIR"
+    )
 
 
 def load_settings(root: Path, overrides: Mapping[str, Any] | None = None) -> Settings:
@@ -251,7 +254,7 @@ def load_settings(root: Path, overrides: Mapping[str, Any] | None = None) -> Set
         values = yaml.safe_load(path.read_text()) or {}
     except OSError as error:
         raise BadInput(f"cannot read {path}: {error.strerror}") from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise BadInput(f"{path} is not plain YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
         raise BadInput(f"{path} must hold sections of settings, not a {type(values).__name__}")

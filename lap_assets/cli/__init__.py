@@ -1,4 +1,4 @@
-"""`lap`: a thin command line over the other rooms. Heavy modules are imported inside commands, so that help is instant."""
+"""`lap`: a thin command line over the other rooms. Heavy imports stand inside commands, so that help is instant."""
 
 import sys
 

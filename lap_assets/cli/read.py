@@ -97,7 +97,9 @@ def cutout(
     dec: Annotated[float, typer.Argument(help="deg")],
     size: Annotated[float, typer.Argument(help="Side, arcsec.")],
     out: Annotated[Path, typer.Option("-o", help=".png for colour, .fits for one band.")] = Path("cutout.png"),
-    bands: Annotated[str, typer.Option(help="Red, green, blue bands for a picture (default: the reddest three); one band for FITS.")] = "",
+    bands: Annotated[
+        str, typer.Option(help="Red, green, blue bands for a picture (default: the reddest three); one band for FITS.")
+    ] = "",
 ) -> None:
     """Cut a piece of sky out of the final stacks."""
     from lap_assets.operations.read import write_cutout
@@ -135,7 +137,7 @@ def fsck(
     context: typer.Context,
     full: Annotated[bool, typer.Option("--full", help="Read every pixel, not only the structure.")] = False,
 ) -> None:
-    """Check the store; what is broken is named, quarantined and taken off the ledger, so that `lap run` makes it again."""
+    """Check the store; what is broken is named and quarantined, so that `lap run` makes it again."""
     from lap_assets.operations.read import check_store
 
     space = open_workspace(context)

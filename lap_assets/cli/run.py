@@ -108,7 +108,18 @@ def ui(
     if not 0 < port < 65536:
         raise BadInput(f"port {port} is not between 1 and 65535")
     environment = os.environ | {"LAP_REPO": str(space.root), "DAGSTER_HOME": str(space.root / "dagster")}
-    command = [sys.executable, "-m", "dagster", "dev", "-m", "lap_assets.definitions", "-h", "127.0.0.1", "-p", str(port)]
+    command = [
+        sys.executable,
+        "-m",
+        "dagster",
+        "dev",
+        "-m",
+        "lap_assets.definitions",
+        "-h",
+        "127.0.0.1",
+        "-p",
+        str(port),
+    ]
     print(f"the UI of {space.root} is at http://127.0.0.1:{port} in a few seconds; Ctrl-C ends it")
     process = subprocess.Popen(command, env=environment, cwd=space.root)
     try:

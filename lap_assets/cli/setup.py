@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from enum import Enum
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -11,7 +11,7 @@ import typer
 from lap_assets.errors import BadInput
 
 
-class Kind(str, Enum):
+class Kind(StrEnum):
     """What the files of an ingest are."""
 
     raw = "raw"
@@ -20,7 +20,7 @@ class Kind(str, Enum):
     refcat = "refcat"
 
 
-class Size(str, Enum):
+class Size(StrEnum):
     """How much survey is simulated."""
 
     tiny = "tiny"
@@ -30,8 +30,8 @@ class Size(str, Enum):
 
 def open_workspace(context: typer.Context, overrides: dict | None = None):
     """The repository the common options name."""
-    from lap_assets.pipeline.compute import configure_process
     from lap_assets.operations.workspace import Workspace
+    from lap_assets.pipeline.compute import configure_process
 
     configure_process()
     return Workspace.open(context.obj["repo"], overrides)
@@ -52,11 +52,13 @@ def progress_bar(title: str) -> Iterator[Callable[[int, int], None]]:
 
 def init(
     directory: Annotated[Path, typer.Argument(help="Folder of the new repository.")],
-    setting: Annotated[list[str] | None, typer.Option("--set", "-c", help="section.key=value, kept in lap.yaml.")] = None,
+    setting: Annotated[
+        list[str] | None, typer.Option("--set", "-c", help="section.key=value, kept in lap.yaml.")
+    ] = None,
 ) -> None:
     """Make a repository: settings, an empty store, a ledger and a Dagster instance."""
-    from lap_assets.settings import parse_settings
     from lap_assets.operations.workspace import Workspace
+    from lap_assets.settings import parse_settings
 
     values = nest(parse_overrides(setting or []))
     parse_settings(values, "--set")
@@ -151,15 +153,16 @@ def simulate(
     jobs: Annotated[int, typer.Option("-j", help="Processes; 0: one per core.")] = 0,
 ) -> None:
     """Simulate a survey of a cluster field, with truth tables in a folder apart."""
-    from lap_assets.pipeline.compute import configure_process, count_workers
+    from lap_assets.pipeline.compute import configure_process, count_workers, get_executor
     from lap_assets.settings import ComputeSettings
     from lap_assets.sim.survey import simulate_survey
 
     configure_process()
     if out.exists() and any(out.iterdir()):
         raise BadInput(f"{out} is not empty; choose another folder")
+    compute = ComputeSettings(workers=jobs)
     with progress_bar("simulate") as tell:
-        simulate_survey(out, seed, size.value, workers=count_workers(ComputeSettings(workers=jobs)), progress=tell)
+        simulate_survey(out, seed, size.value, count_workers(compute), tell, get_executor(compute))
     print(f"simulated {size.value} survey, seed {seed}, in {out}")
 
 

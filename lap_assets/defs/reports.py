@@ -23,7 +23,7 @@ PREVIEW = "preview.png"
 
 
 def write_metadata(repo: Repo, report: PartitionReport) -> dict[str, dg.MetadataValue]:
-    """Metadata of a partition: state, unit counts, numbers (means over units), seconds, bytes, reasons and a picture."""
+    """Metadata of a partition: state, unit counts, numbers (means over units), seconds, bytes, reasons, a picture."""
     metadata: dict = {
         "state": report.state,
         "units_done": report.count(DONE),
@@ -35,11 +35,16 @@ def write_metadata(repo: Repo, report: PartitionReport) -> dict[str, dg.Metadata
     }
     metadata |= average_metrics(report)
     if report.reasons:
-        records = [dg.TableRecord({"unit": unit or "-", "reason": reason}) for unit, reason in list(report.reasons.items())[:MAX_ROWS]]
+        records = [
+            dg.TableRecord({"unit": unit or "-", "reason": reason})
+            for unit, reason in list(report.reasons.items())[:MAX_ROWS]
+        ]
         metadata["not_done"] = dg.MetadataValue.table(records)
     picture = find_picture(repo, report)
     if picture:
-        metadata["preview"] = dg.MetadataValue.md(f"![preview](data:image/png;base64,{base64.b64encode(picture).decode()})")
+        metadata["preview"] = dg.MetadataValue.md(
+            f"![preview](data:image/png;base64,{base64.b64encode(picture).decode()})"
+        )
     return {name: dg.MetadataValue.text(value) if isinstance(value, str) else value for name, value in metadata.items()}
 
 
@@ -53,7 +58,7 @@ def average_metrics(report: PartitionReport) -> dict[str, float | str]:
     out: dict[str, float | str] = {}
     for name, found in sorted(values.items()):
         if all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in found):
-            out[name] = sum(found) if name.startswith("n_") else sum(found) / len(found)
+            out[name] = sum(found) if name.startswith("n_") else float(f"{sum(found) / len(found):.6g}")
         elif len(found) == 1:
             out[name] = str(found[0])
     return out

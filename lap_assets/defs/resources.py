@@ -11,11 +11,11 @@ import dagster as dg
 
 from lap_assets.defs.reports import evaluate_checks, write_metadata
 from lap_assets.model.states import RESULTS
+from lap_assets.operations.work import work_partitions
+from lap_assets.operations.workspace import Workspace
 from lap_assets.pipeline.compute import configure_process
 from lap_assets.pipeline.engine import PartitionReport
 from lap_assets.pipeline.task import UnitReport
-from lap_assets.operations.work import work_partitions
-from lap_assets.operations.workspace import Workspace
 
 
 class LapResource:

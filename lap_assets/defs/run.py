@@ -1,4 +1,4 @@
-"""The driver of `lap run`: decide, materialize in this process on the persistent instance, decide again, until nothing is left.
+"""The driver of `lap run`: decide, materialize in this process on the persistent instance, decide again.
 
 The same decisions as the sensors'; only the way of launching differs.
 """
@@ -11,15 +11,15 @@ from pathlib import Path
 
 import dagster as dg
 
-from lap_assets.defs.resources import LapResource
 from lap_assets.definitions import build_defs
+from lap_assets.defs.resources import LapResource
 from lap_assets.errors import LapError
 from lap_assets.lap.decide import DROP, Action, Snapshot, decide
 from lap_assets.model.products import CALIBRATION_COLLECTION, CALIBRATIONS, get_product
 from lap_assets.model.survey import PartitionRef, Survey
-from lap_assets.pipeline.task import UnitReport
 from lap_assets.operations.work import drop_partitions
 from lap_assets.operations.workspace import Workspace
+from lap_assets.pipeline.task import UnitReport
 
 RANGE_START, RANGE_END = "dagster/asset_partition_range_start", "dagster/asset_partition_range_end"
 
@@ -117,7 +117,9 @@ def contiguous_ranges(wanted: Collection[str], keys: Collection[str]) -> Iterato
             yield found[0], found[-1]
 
 
-def launch(job: dg.JobDefinition, instance: dg.DagsterInstance, survey: Survey, product: str, first: str, last: str) -> str:
+def launch(
+    job: dg.JobDefinition, instance: dg.DagsterInstance, survey: Survey, product: str, first: str, last: str
+) -> str:
     """One Dagster run of one asset over a range of partitions, in this process; why it failed, or an empty text."""
     outside = get_product(product).partitions == CALIBRATIONS
     key = dg.AssetKey([CALIBRATION_COLLECTION if outside else survey.collection, product])

@@ -320,6 +320,8 @@ def load_camera(name: str | Path) -> Camera:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "the file"
         raise BadInput(f"camera file {path}: {where}: {first['msg']}") from None
+    except BadInput as error:
+        raise BadInput(f"camera file {path}: {error}") from None
 
 
 def _box_shape(box: Box) -> tuple[int, int]:

@@ -23,7 +23,9 @@ def check_name(name: str, what: str = "name") -> str:
     if len(text) > MAX_LENGTH:
         raise BadInput(f"{what} of {len(text)} characters is too long (at most {MAX_LENGTH}): {text[:40]!r}…")
     if not _NAME.fullmatch(text) or ".." in text:
-        raise BadInput(f"{what} {text!r} is not allowed: use letters, digits, '_', '.', '-', and start with a letter or digit")
+        raise BadInput(
+            f"{what} {text!r} is not allowed: use letters, digits, '_', '.', '-', and start with a letter or digit"
+        )
     return text
 
 

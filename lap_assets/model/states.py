@@ -6,7 +6,14 @@ let the graph go on; `failed` may still be cured by a retry; `blocked` waits for
 
 from dataclasses import dataclass
 
-DONE, FAILED, BLOCKED, NO_WORK, UNPROCESSABLE, DROPPED = "done", "failed", "blocked", "no_work", "unprocessable", "dropped"
+DONE, FAILED, BLOCKED, NO_WORK, UNPROCESSABLE, DROPPED = (
+    "done",
+    "failed",
+    "blocked",
+    "no_work",
+    "unprocessable",
+    "dropped",
+)
 CORRUPT, CLEANED = "corrupt", "cleaned"
 RESULTS = frozenset({DONE, NO_WORK, UNPROCESSABLE, DROPPED})
 

@@ -32,7 +32,7 @@ class ChipFile:
     footprint : tuple of (ra_deg, dec_deg)
         Corners from the header or the camera's nominal geometry.
     sha256 : str
-        Of the file at `path`.
+        Of the file at `path`; of calibrated exposures over the hashes of image, inverse variance and mask files.
     zero_point_mag : float or None
         Given zero point of calibrated exposures (mag of 1 unit of the chip image).
     """
@@ -82,7 +82,7 @@ class CalibrationSet:
 
 @dataclass(frozen=True)
 class Run:
-    """One LAP run: one projection cell in one band of one sequence, with its member exposures (dropped ones left out)."""
+    """One LAP run: one projection cell in one band of one sequence, with its members (dropped ones left out)."""
 
     lap_id: int
     cell: str

@@ -5,7 +5,7 @@ Here belong which cells there are, who owns a point, and which cells a footprint
 """
 
 import abc
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -170,9 +170,8 @@ class RingsTessellation(Tessellation):
         numbers = self._owning_cells(ra, dec)
         cells = np.array(self.cell_names)[numbers].astype(object)
         skycells = np.empty(len(ra), object)
-        for number in np.unique(numbers):
-            here = numbers == number
-            skycells[here] = _owning_names(self._cell(int(number)), ra[here], dec[here])
+        for number, here in _group(numbers):
+            skycells[here] = _owning_names(self._cell(number), ra[here], dec[here])
         return cells, skycells
 
     def _owning_cells(self, ra: np.ndarray, dec: np.ndarray) -> np.ndarray:
@@ -183,11 +182,13 @@ class RingsTessellation(Tessellation):
         zone = np.clip(zone, 1, last - 1)
         count = self._count[zone]
         numbers = self._first[zone] + np.floor(ra * count / 360.0 + 0.5).astype(int) % count
-        for i in np.flatnonzero(near_pole):
-            pole = last if zone[i] > 1 else 0
-            polar, ring = self._cell(int(self._first[pole])), self._cell(int(numbers[i]))
-            if _depth_px(ring, ra[i], dec[i]) < _depth_px(polar, ra[i], dec[i]):
-                numbers[i] = self._first[pole]
+        near = np.flatnonzero(near_pole)
+        for number, here in _group(numbers[near]):
+            pole = int(self._first[last if number >= self._first[last - 1] else 0])
+            chosen = near[here]
+            places = ra[chosen], dec[chosen]
+            farther = _depth_px(self._cell(number), *places) < _depth_px(self._cell(pole), *places)
+            numbers[chosen[farther]] = pole
         return numbers
 
 
@@ -301,14 +302,24 @@ def _checked_positions(ra_deg: np.ndarray, dec_deg: np.ndarray) -> tuple[np.ndar
     return ra % 360.0, dec
 
 
-def _owning_names(cell: ProjectionCell, ra: np.ndarray, dec: np.ndarray) -> list[str]:
+def _group(numbers: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+    """Each number that occurs, with the indices where it does."""
+    order = np.argsort(numbers, kind="stable")
+    for here in np.split(order, np.flatnonzero(np.diff(numbers[order])) + 1):
+        if here.size:
+            yield int(numbers[here[0]]), here
+
+
+def _owning_names(cell: ProjectionCell, ra: np.ndarray, dec: np.ndarray) -> np.ndarray:
     columns, rows = cell.owning_skycells(*cell.sky_to_pixel(ra, dec))
-    return [cell.skycell_name(int(column), int(row)) for column, row in zip(columns, rows, strict=True)]
+    found, place = np.unique(cell.grid[0] * rows + columns, return_inverse=True)
+    names = [cell.skycell_name(int(number % cell.grid[0]), int(number // cell.grid[0])) for number in found]
+    return np.array(names, object)[place]
 
 
-def _depth_px(cell: ProjectionCell, ra_deg: float, dec_deg: float) -> float:
+def _depth_px(cell: ProjectionCell, ra_deg: np.ndarray, dec_deg: np.ndarray) -> np.ndarray:
     """Distance in pixels to the nearest edge of the cell, < 0 outside (the rule of STScI's ps1skycell.py)."""
     x, y = cell.sky_to_pixel(ra_deg, dec_deg)
-    u, v = float(x) + 1.0 - cell.crpix[0], float(y) + 1.0 - cell.crpix[1]
+    u, v = x + 1.0 - cell.crpix[0], y + 1.0 - cell.crpix[1]
     half_x, half_y = cell.nx // 2, cell.ny // 2
-    return min(half_x + u, half_x - 1 - u, half_y + v, half_y - 1 - v)
+    return np.min([half_x + u, half_x - 1 - u, half_y + v, half_y - 1 - v], axis=0)

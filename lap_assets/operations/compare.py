@@ -114,9 +114,17 @@ def describe_comparison(result: Comparison) -> list[str]:
     """The comparison as lines."""
     here, there = (", ".join(sorted(ids)) or "-" for ids in result.fingerprints)
     lines = [f"environments: {here} here, {there} there"]
-    lines.append(f"{len(result.same)} units identical, {len(result.different)} different, "
-                 f"{len(result.only_here)} only here, {len(result.only_there)} only there")
-    lines += [f"  {product}: largest difference {value:.3g} in {what}" for product, (what, value) in sorted(result.largest.items())]
+    lines.append(
+        f"{len(result.same)} units identical, {len(result.different)} different, "
+        f"{len(result.only_here)} only here, {len(result.only_there)} only there"
+    )
+    lines += [
+        f"  {product}: largest difference {value:.3g} in {what}"
+        for product, (what, value) in sorted(result.largest.items())
+    ]
     if result.different:
-        lines.append(f"{len(result.beyond)} beyond tolerance ({IMAGE_TOLERANCE_SIGMA} sigma per pixel, {TABLE_TOLERANCE_RELATIVE:g} in tables)")
+        lines.append(
+            f"{len(result.beyond)} beyond tolerance "
+            f"({IMAGE_TOLERANCE_SIGMA} sigma per pixel, {TABLE_TOLERANCE_RELATIVE:g} in tables)"
+        )
     return lines

@@ -15,7 +15,7 @@ from lap_assets.operations.drive import choose_tessellation, run_survey
 from lap_assets.operations.ingest import ingest_frames, ingest_refcat
 from lap_assets.operations.report import compare_with_truth, summarize_states
 from lap_assets.operations.workspace import Workspace
-from lap_assets.pipeline.compute import count_workers
+from lap_assets.pipeline.compute import count_workers, get_executor
 from lap_assets.pipeline.task import UnitReport
 from lap_assets.settings import ComputeSettings
 from lap_assets.sim.survey import simulate_survey
@@ -62,7 +62,9 @@ def run_demo(
     return report
 
 
-def simulate_once(sim: Path, hidden: Path, seed: int, size: str, workers: int, begin: Callable[[str, int], None]) -> None:
+def simulate_once(
+    sim: Path, hidden: Path, seed: int, size: str, workers: int, begin: Callable[[str, int], None]
+) -> None:
     """Simulate unless the same survey lies there already; raises `BadInput` where another one does."""
     note = sim / "field.json"
     if note.exists():
@@ -73,7 +75,8 @@ def simulate_once(sim: Path, hidden: Path, seed: int, size: str, workers: int, b
             hidden.rename(sim / "truth")
         return
     begin("simulate", 1)
-    simulate_survey(sim, seed, size, workers=count_workers(ComputeSettings(workers=workers)))
+    compute = ComputeSettings(workers=workers)
+    simulate_survey(sim, seed, size, workers=count_workers(compute), executor=get_executor(compute))
 
 
 def set_up(root: Path, sim: Path, workers: int) -> Workspace:
@@ -141,7 +144,9 @@ def describe(report: dict[str, Any]) -> str:
         value = report.get(key)
         shown = "-" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
         lines.append(f"{title:34}{shown:>12} {unit:7}{target}")
-    lines.append(f"units: {report['units_done']} done, {report['units_other']} without data, {report['units_failed']} failed")
+    lines.append(
+        f"units: {report['units_done']} done, {report['units_other']} without data, {report['units_failed']} failed"
+    )
     lines.append("pictures: " + ", ".join(report["pictures"]))
     lines.append("next: make ui   (or: lap --repo DIR/survey ui)")
     return "\n".join(lines)

@@ -10,9 +10,9 @@ from lap_assets.errors import BadInput
 from lap_assets.lap.select import select_targets
 from lap_assets.model.products import get_product
 from lap_assets.model.survey import PartitionRef, Survey
+from lap_assets.operations.workspace import Workspace
 from lap_assets.pipeline.task import UnitReport
 from lap_assets.store.expressions import matches, parse_expression, resolve_terms
-from lap_assets.operations.workspace import Workspace
 
 SELECTION_KEYS = ("product", "exposure", "cell", "band", "night", "camera", "object", "kind", "valid_from")
 
@@ -54,7 +54,9 @@ def choose_tessellation(space: Workspace, name: str | None) -> str:
     if name == "rings.v3" and name not in defined:
         space.ledger.add_tessellation({"kind": "rings", "name": "rings.v3"})
     elif name not in defined:
-        raise BadInput(f"unknown tessellation {name!r}; defined are: {', '.join(defined) or 'none'}; see `lap tessellation --help`")
+        raise BadInput(
+            f"unknown tessellation {name!r}; defined are: {', '.join(defined) or 'none'}; see `lap tessellation --help`"
+        )
     return name
 
 

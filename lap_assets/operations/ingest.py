@@ -78,7 +78,7 @@ def ingest_frames(
         added = space.ledger.add_exposures(exposures)
         outcome.lines.append(f"{added.added} exposures ingested, {added.unchanged} known already")
         outcome.lines.append(estimate(space, camera, added.added))
-    outcome.rejected += [Rejected(Path(path), reason) for path, reason in added.conflicts]
+    outcome.rejected += [Rejected(path, reason) for path, reason in added.conflicts]
     for rejected in outcome.rejected:
         space.repo.append_journal({"kind": "rejected", "path": str(rejected.path), "reason": rejected.reason})
     return outcome
@@ -139,5 +139,13 @@ def read_manifests(space: Workspace) -> Iterator[ManifestRow]:
     for data_id in space.repo.all_units():
         found = space.repo.manifest(data_id)
         yield ManifestRow(
-            data_id, found.state, found.content_sha256, found.inputs, found.bytes, found.reason, found.seconds, found.run_id, found.fence
+            data_id,
+            found.state,
+            found.content_sha256,
+            found.inputs,
+            found.bytes,
+            found.reason,
+            found.seconds,
+            found.run_id,
+            found.fence,
         )

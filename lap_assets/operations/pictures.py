@@ -34,13 +34,18 @@ def cut_stack(
     header["CRPIX1"] -= x0
     header["CRPIX2"] -= y0
     header["NAXIS1"] = header["NAXIS2"] = side
-    cut = MaskedImage(np.zeros((side, side), np.float32), np.zeros((side, side), np.int16), np.zeros((side, side), np.float32), header)
+    cut = MaskedImage(
+        np.zeros((side, side), np.float32), np.zeros((side, side), np.int16), np.zeros((side, side), np.float32), header
+    )
     found = False
     for data_id in repo.units(collection, "final_stacks", join_key(cell.name, band)):
         if repo.pin(data_id) is not None:
             found |= paste(cut, repo, data_id, cell.skycells[data_id.unit], x0, y0)
     if not found:
-        raise NotFound(f"no final stack of {cell.name} in band {band} covers RA {ra_deg} Dec {dec_deg}; `lap ls final_stacks` shows what there is")
+        raise NotFound(
+            f"no final stack of {cell.name} in band {band} covers RA {ra_deg} Dec {dec_deg}; "
+            "`lap ls final_stacks` shows what there is"
+        )
     return cut
 
 
@@ -64,7 +69,12 @@ def draw_survey(space: Workspace, survey: Survey, folder: Path) -> list[Path]:
     """Draw what there is of the first cell; returns the files written."""
     cell = next(iter(survey.bands_of))
     drawn = []
-    for name, draw in (("field", draw_field), ("mass_map", draw_mass_map), ("transients", draw_transients), ("coverage", draw_coverage)):
+    for name, draw in (
+        ("field", draw_field),
+        ("mass_map", draw_mass_map),
+        ("transients", draw_transients),
+        ("coverage", draw_coverage),
+    ):
         try:
             figure = draw(space, survey, cell)
         except NotFound:
@@ -128,7 +138,10 @@ def draw_mass_map(space: Workspace, survey: Survey, cell: str) -> Figure:
     figure.colorbar(shown, ax=right, label="S/N", shrink=0.8)
     if len(peaks):
         best = peaks.loc[peaks["snr"].idxmax()]
-        left.set_xlabel(f"arcmin; highest peak {best['snr']:.1f} sigma at RA {best['ra']:.4f} Dec {best['dec']:.4f}, aperture {best['radius_arcmin']:g}'")
+        left.set_xlabel(
+            f"arcmin; highest peak {best['snr']:.1f} sigma at RA {best['ra']:.4f} Dec {best['dec']:.4f}, "
+            f"aperture {best['radius_arcmin']:g}'"
+        )
     right.set_xlabel("arcmin")
     return figure
 
@@ -144,10 +157,14 @@ def draw_transients(space: Workspace, survey: Survey, cell: str) -> Figure:
     for (stamp_axes, curve_axes), one in zip(axes, found.itertuples(), strict=True):
         mine = curves[curves["transient_id"] == one.transient_id]
         brightest = mine.loc[(mine["flux"] / mine["flux_err"]).idxmax()]
-        stamp_axes.imshow(cut_diff(space, survey, cell, brightest["exposure"], one.ra, one.dec), origin="lower", cmap="gray")
+        stamp_axes.imshow(
+            cut_diff(space, survey, cell, brightest["exposure"], one.ra, one.dec), origin="lower", cmap="gray"
+        )
         stamp_axes.set_axis_off()
         for band, points in mine.groupby("band"):
-            curve_axes.errorbar(points["mjd"], points["flux"] / 1e3, points["flux_err"] / 1e3, fmt="o", ms=3, label=band)
+            curve_axes.errorbar(
+                points["mjd"], points["flux"] / 1e3, points["flux_err"] / 1e3, fmt="o", ms=3, label=band
+            )
         curve_axes.axhline(0, lw=0.5, color="k")
         curve_axes.set_ylabel("µJy")
     axes[0, 1].legend(ncols=5, fontsize=7)
@@ -185,6 +202,7 @@ def draw_coverage(space: Workspace, survey: Survey, cell: str) -> Figure:
         ys = skycell.y0 + np.array([0, 0, skycell.ny, skycell.ny, 0])
         axes.plot(xs, ys, color="tab:red", lw=1.2)
         axes.text(skycell.x0 + skycell.nx / 2, skycell.y0 + skycell.ny / 2, skycell.name, color="tab:red")
-    axes.set(aspect="equal", xlabel="x, pixels of the cell", ylabel="y", title=f"{cell}: chips (blue) and skycells (red)")
+    axes.set(
+        aspect="equal", xlabel="x, pixels of the cell", ylabel="y", title=f"{cell}: chips (blue) and skycells (red)"
+    )
     return figure
-

@@ -15,7 +15,7 @@ from lap_assets.model.camera import CAMERAS_DIR, load_camera
 from lap_assets.model.cells import ProjectionCell
 from lap_assets.model.ids import DataId
 from lap_assets.model.image import MaskedImage
-from lap_assets.model.products import PRODUCTS, get_product
+from lap_assets.model.products import PRODUCTS
 from lap_assets.model.sphere import separation_deg, unit_vectors
 from lap_assets.operations.report import compare_with_truth, describe_comparison, summarize_states
 from lap_assets.operations.workspace import Workspace
@@ -54,7 +54,11 @@ def describe_thing(thing: Any) -> str:
     """A few lines about a fetched product."""
     if isinstance(thing, MaskedImage):
         good = thing.usable
-        middle = f"median {np.median(thing.sci[good]):.4g}, noise {np.sqrt(np.median(thing.var[good])):.4g}" if good.any() else "no usable pixel"
+        middle = (
+            f"median {np.median(thing.sci[good]):.4g}, noise {np.sqrt(np.median(thing.var[good])):.4g}"
+            if good.any()
+            else "no usable pixel"
+        )
         unit = thing.header.get("BUNIT", "")
         return f"image of {thing.shape[1]} x {thing.shape[0]} pixels, {100 * good.mean():.1f} % usable, {middle} {unit}"
     if isinstance(thing, pd.DataFrame):
@@ -67,7 +71,7 @@ def describe_thing(thing: Any) -> str:
 
 
 def save_thing(thing: Any, out: Path) -> None:
-    """Write a fetched product to a file of the user's choice; the suffix says how. Raises `BadInput` where it cannot be."""
+    """Write a fetched product to a file; the suffix says how. Raises `BadInput` where it cannot be."""
     suffix = out.suffix.lower()
     if isinstance(thing, MaskedImage) and suffix == ".fits":
         image_hdus(thing).writeto(out, overwrite=True)
@@ -85,13 +89,19 @@ def save_thing(thing: Any, out: Path) -> None:
     elif isinstance(thing, dict) and suffix == ".json":
         out.write_text(json.dumps(thing, indent=1) + "\n")
     else:
-        raise BadInput(f"cannot write this product as {suffix or 'a file without a suffix'}: use .fits or .png for images, .parquet or .csv for tables, .json")
+        raise BadInput(
+            f"cannot write this product as {suffix or 'a file without a suffix'}: "
+            "use .fits or .png for images, .parquet or .csv for tables, .json"
+        )
 
 
 def image_hdus(image: MaskedImage) -> fits.HDUList:
     """An image as HDUs: SCI, MASK, VAR and its further planes."""
     planes = {"SCI": image.sci, "MASK": image.mask, "VAR": image.var} | image.planes
-    hdus = [fits.ImageHDU(array, image.header if name == "SCI" else image.wcs.to_header(relax=True), name=name) for name, array in planes.items()]
+    hdus = [
+        fits.ImageHDU(array, image.header if name == "SCI" else image.wcs.to_header(relax=True), name=name)
+        for name, array in planes.items()
+    ]
     return fits.HDUList([fits.PrimaryHDU(), *hdus])
 
 
@@ -134,34 +144,53 @@ def describe_unit(space: Workspace, data_id: DataId) -> list[str]:
         return [f"{data_id}: not made"]
     lines = [f"{data_id}: {manifest.state} {manifest.reason}".rstrip()]
     lines += [f"  {name} = {value}" for name, value in sorted(manifest.metrics.items())]
-    lines += [f"  {record.name}: {record.bytes} bytes, sha256 {record.sha256[:12]}" for record in manifest.members.values()]
+    lines += [
+        f"  {record.name}: {record.bytes} bytes, sha256 {record.sha256[:12]}" for record in manifest.members.values()
+    ]
     inputs = Counter(pin.data_id.product for pin in manifest.inputs)
     lines += [f"  made from {count} {name}" for name, count in inputs.items()]
-    lines.append(f"  run {manifest.run_id or '-'}, {manifest.seconds:.2f} s, environment {manifest.fingerprint.get('id', '-')}")
+    lines.append(
+        f"  run {manifest.run_id or '-'}, {manifest.seconds:.2f} s, environment {manifest.fingerprint.get('id', '-')}"
+    )
     return lines
 
 
-def write_cutout(space: Workspace, collection: str | None, ra: float, dec: float, size_arcsec: float, bands: list[str], out: Path) -> str:
+def write_cutout(
+    space: Workspace, collection: str | None, ra: float, dec: float, size_arcsec: float, bands: list[str], out: Path
+) -> str:
     """Cut a square out of the final stacks that cover a point; a colour PNG of three bands or a FITS of one."""
     from lap_assets.operations.pictures import cut_stack
 
-    if not (0 <= ra <= 360 and -90 <= dec <= 90 and size_arcsec > 0):
-        raise BadInput(f"cutout needs 0 <= RA <= 360, -90 <= DEC <= 90 and a positive size; got {ra} {dec} {size_arcsec}")
+    if not (0 <= ra <= 360 and -90 <= dec <= 90 and 0 < size_arcsec < np.inf):
+        raise BadInput(
+            f"cutout needs 0 <= RA <= 360, -90 <= DEC <= 90 and a positive size; got {ra} {dec} {size_arcsec}"
+        )
     survey = space.survey(collection)
     cell = next((c for c in survey.bands_of if covers(survey.cells[c], ra, dec)), None)
     if cell is None:
-        raise NotFound(f"no projection cell with a run covers RA {ra} Dec {dec}; cells: {', '.join(survey.bands_of) or 'none'}")
+        raise NotFound(
+            f"no projection cell with a run covers RA {ra} Dec {dec}; cells: {', '.join(survey.bands_of) or 'none'}"
+        )
+    widest = max(survey.cells[cell].nx, survey.cells[cell].ny) * survey.cells[cell].pixel_scale_arcsec
+    if size_arcsec > widest:
+        raise BadInput(
+            f"a cutout of {size_arcsec:g} arcsec is larger than its projection cell {cell} ({widest:.0f} arcsec)"
+        )
     there = survey.bands_of[cell]
     unknown = [band for band in bands if band not in there]
     if unknown:
         raise BadInput(f"no stack in band {unknown[0]!r} there; bands: {', '.join(there)}")
     if out.suffix.lower() == ".fits":
-        image = cut_stack(space.repo, survey.collection, survey.cells[cell], (bands or list(there))[0], ra, dec, size_arcsec)
+        image = cut_stack(
+            space.repo, survey.collection, survey.cells[cell], (bands or list(there))[0], ra, dec, size_arcsec
+        )
         save_thing(image, out)
         return f"wrote {out}: {image.shape[1]} x {image.shape[0]} pixels of {cell}"
     chosen = bands or sorted(there, key="ugrizy".find, reverse=True)[:3]
     chosen = (chosen + [chosen[-1]] * 3)[:3]
-    images = [cut_stack(space.repo, survey.collection, survey.cells[cell], band, ra, dec, size_arcsec) for band in chosen]
+    images = [
+        cut_stack(space.repo, survey.collection, survey.cells[cell], band, ra, dec, size_arcsec) for band in chosen
+    ]
     out.write_bytes(colour_picture(*(image.sci for image in reversed(images))))
     return f"wrote {out}: {'/'.join(chosen)} of {cell} as red/green/blue"
 
@@ -183,7 +212,9 @@ def make_report(space: Workspace, collection: str | None, truth: Path | None) ->
 
 def describe_report(report: dict[str, Any]) -> str:
     """A report as text."""
-    lines = [f"units: {report['units_done']} done, {report['units_other']} without data, {report['units_failed']} failed"]
+    lines = [
+        f"units: {report['units_done']} done, {report['units_other']} without data, {report['units_failed']} failed"
+    ]
     for product, counts in report["products"].items():
         lines.append(f"  {product:16} " + ", ".join(f"{count} {state}" for state, count in sorted(counts.items())))
     lines += [f"  {name}: {reason}" for name, reason in report["not_done"].items()]

@@ -72,7 +72,10 @@ def compare_astrometry(space: Workspace, survey: Survey, cell: str, truth: Path)
     if not differences:
         return {"astrometry_rms_mas": None}
     rms = np.sqrt(np.mean(np.concatenate(differences) ** 2, axis=0))
-    return {"astrometry_rms_mas": round(float(rms.max()), 2), "astrometry_rms_mas_per_axis": [round(float(r), 2) for r in rms]}
+    return {
+        "astrometry_rms_mas": round(float(rms.max()), 2),
+        "astrometry_rms_mas_per_axis": [round(float(r), 2) for r in rms],
+    }
 
 
 def subtract_wcs(solved: WCS, true: WCS, cards: dict[str, Any]) -> np.ndarray:
@@ -118,12 +121,12 @@ def compare_photometry(space: Workspace, survey: Survey, cell: str, truth: Path)
 
 
 def compare_depth(space: Workspace, survey: Survey, cell: str, truth: Path) -> dict[str, Any]:
-    """Noise of empty apertures on the final stacks against ideal inverse-variance weighting of the true sky and read noise."""
+    """Noise of empty apertures on the final stacks against the ideal weighting of the true sky and read noise."""
     exposures = pd.read_parquet(truth / "exposures.parquet")
     objects = read_objects(space, survey, cell)
     ratios = {}
     for band in survey.bands_of[cell]:
-        ideal = ideal_noise_njy(exposures[exposures["band"] == band], json.loads((truth / "lens.json").read_text()))
+        ideal = ideal_noise_njy(exposures[exposures["band"] == band])
         measured = []
         for data_id in space.repo.units(survey.collection, "final_stacks", join_key(cell, band)):
             if space.repo.pin(data_id) is None or objects is None:
@@ -138,11 +141,13 @@ def compare_depth(space: Workspace, survey: Survey, cell: str, truth: Path) -> d
     return {"stack_depth_ratio": round(min(known), 3) if known else None, "stack_depth_ratio_per_band": ratios}
 
 
-def ideal_noise_njy(exposures: pd.DataFrame, lens: dict[str, Any]) -> float:
-    """Noise per pixel, nJy, of the best weighting of exposures: sky and read noise at their true zero points."""
-    per_exposure = exposures.groupby("exposure")[["sky_e", "zero_point_mag"]].mean()
-    scale = 10.0 ** (0.4 * (NJY_ZERO_POINT_MAG - per_exposure["zero_point_mag"]))
-    variance = (per_exposure["sky_e"] + lens["read_noise_e"] ** 2) * scale**2
+def ideal_noise_njy(exposures: pd.DataFrame) -> float:
+    """Noise per pixel, nJy, of the best weighting: photons of the sky and read noise, at true zero points."""
+    columns = ["sky_e", "read_noise_e", "throughput", "zero_point_mag"]
+    mean = exposures.groupby("exposure")[columns].mean()
+    scale = 10.0 ** (0.4 * (NJY_ZERO_POINT_MAG - mean["zero_point_mag"]))
+    electrons = mean["sky_e"] * mean["throughput"] + mean["read_noise_e"] ** 2
+    variance = electrons * (scale / mean["throughput"]) ** 2
     return float(np.sqrt(1.0 / np.sum(1.0 / variance)))
 
 
@@ -163,7 +168,14 @@ def compare_transients(space: Workspace, survey: Survey, cell: str, truth: Path)
 def compare_lensing(space: Workspace, survey: Survey, cell: str, truth: Path) -> dict[str, Any]:
     """Peak of the mass map, its distance from the true centre, B-mode, and the fitted mass."""
     lens = json.loads((truth / "lens.json").read_text())
-    keys = ("massmap_peak_snr", "massmap_expected_snr", "massmap_offset_arcmin", "massmap_b_rms", "mass_ratio", "mass_deviation_sigma")
+    keys = (
+        "massmap_peak_snr",
+        "massmap_expected_snr",
+        "massmap_offset_arcmin",
+        "massmap_b_rms",
+        "mass_ratio",
+        "mass_deviation_sigma",
+    )
     report: dict[str, Any] = dict.fromkeys(keys)
     try:
         peaks = space.repo.get("mass_maps", member="peaks.parquet", collection=survey.collection, cell=cell)
@@ -184,13 +196,16 @@ def compare_lensing(space: Workspace, survey: Survey, cell: str, truth: Path) ->
         fit = space.repo.get("mass_fits", collection=survey.collection, cell=cell)
     except NotFound:
         return report
-    mass, error = fit["m200c_msun"], fit["m200c_err_msun"]
-    report["mass_ratio"] = round(mass / lens["m200c_msun"], 3)
-    report["mass_deviation_sigma"] = round((mass - lens["m200c_msun"]) / error, 2)
+    excess = fit["m200c_msun"] - lens["m200c_msun"]
+    error = fit["m200c_minus_msun"] if excess > 0 else fit["m200c_plus_msun"]  # the side towards the truth
+    report["mass_ratio"] = round(fit["m200c_msun"] / lens["m200c_msun"], 3)
+    report["mass_deviation_sigma"] = round(excess / error, 2)
     return report
 
 
 def describe_comparison(report: dict[str, Any]) -> list[str]:
     """Lines of the comparison with truth, where there is one."""
-    names = [name for name in report if name.startswith(("astrometry", "photometry", "star", "stack", "transients", "mass"))]
+    names = [
+        name for name in report if name.startswith(("astrometry", "photometry", "star", "stack", "transients", "mass"))
+    ]
     return [f"  {name} = {report[name]}" for name in names]

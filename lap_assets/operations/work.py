@@ -16,9 +16,9 @@ from lap_assets.lap.decide import hash_inputs
 from lap_assets.ledger.leases import Lease
 from lap_assets.model.states import BLOCKED, FAILED, RESULTS
 from lap_assets.model.survey import Survey
+from lap_assets.operations.workspace import Workspace
 from lap_assets.pipeline.engine import PartitionReport, Session, drop_partition, make_partitions
 from lap_assets.pipeline.task import UnitReport
-from lap_assets.operations.workspace import Workspace
 
 LEASE_SECONDS = 120.0
 
@@ -39,9 +39,17 @@ def work_partitions(
     states = space.ledger.partition_states(survey.collection)
     ready = []
     for partition in partitions:
-        missing = [ref for ref in survey.upstream(product, partition) if ref not in states or states[ref].state not in RESULTS]
+        missing = [
+            ref for ref in survey.upstream(product, partition) if ref not in states or states[ref].state not in RESULTS
+        ]
         if missing:
-            yield PartitionReport(product, partition, BLOCKED, (), reason=f"{len(missing)} inputs are not made yet, first {' '.join(missing[0])}")
+            yield PartitionReport(
+                product,
+                partition,
+                BLOCKED,
+                (),
+                reason=f"{len(missing)} inputs are not made yet, first {' '.join(missing[0])}",
+            )
         else:
             ready.append(partition)
     with hold_leases(space, survey.collection, product, ready) as fences:
@@ -51,7 +59,9 @@ def work_partitions(
             yield report
 
 
-def drop_partitions(space: Workspace, survey: Survey, product: str, partitions: Sequence[tuple[str, str]]) -> list[PartitionReport]:
+def drop_partitions(
+    space: Workspace, survey: Survey, product: str, partitions: Sequence[tuple[str, str]]
+) -> list[PartitionReport]:
     """Give up on partitions, each with its reason: what is not done of them is published as `dropped`."""
     states = space.ledger.partition_states(survey.collection)
     session = Session(survey, space.repo, space.settings)

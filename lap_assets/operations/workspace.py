@@ -4,11 +4,9 @@ The command line, the Dagster definitions and the reports all begin with `Worksp
 `lap.yaml` (settings), `ledger.db` (unless the ledger is PostgreSQL), `store/` (files) and `dagster/` (the instance).
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import yaml
 
@@ -26,23 +24,24 @@ INSTANCE_YAML = Path(__file__).parents[1] / "defs" / "dagster.yaml"
 
 @dataclass(frozen=True)
 class Workspace:
-    """Settings, store and ledger of one repository folder; `overrides` are the settings given for this time only."""
+    """Settings, store and ledger of one repository folder."""
 
     root: Path
     settings: Settings
-    overrides: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def open(cls, given: Path | str | None = None, overrides: Mapping[str, Any] | None = None) -> "Workspace":
-        """Open the repository at `given`, in `LAP_REPO`, or around the current folder; raises `BadInput` if there is none."""
+    def open(cls, given: Path | str | None = None, overrides: dict | None = None) -> "Workspace":
+        """Open the repository at `given`, in `LAP_REPO`, or around here; raises `BadInput` if there is none."""
         root = find_repository(given)
-        return cls(root, load_settings(root, overrides), dict(overrides or {}))
+        return cls(root, load_settings(root, overrides))
 
     @classmethod
     def create(cls, root: Path, settings: dict | None = None) -> "Workspace":
         """Make a new, empty repository in `root`; an existing one is refused."""
         if (root / SETTINGS_FILE).exists():
-            raise BadInput(f"{root} is a repository already (it has {SETTINGS_FILE}); choose another folder or use it as it is")
+            raise BadInput(
+                f"{root} is a repository already (it has {SETTINGS_FILE}); choose another folder or use it as it is"
+            )
         root.mkdir(parents=True, exist_ok=True)
         (root / "dagster").mkdir(exist_ok=True)
         (root / "dagster" / "dagster.yaml").write_text(INSTANCE_YAML.read_text())

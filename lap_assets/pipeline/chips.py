@@ -35,7 +35,8 @@ def plan(survey: Survey, repo: Repo, settings: Settings, collection: str, partit
             continue
         params: dict[str, Any] = {
             "camera": camera.name, "camera_sha256": camera.sha256, "kind": exposure.kind, "band": exposure.band,
-            "mjd": exposure.mjd, "exptime_s": exposure.exptime_s, "ra_deg": exposure.ra_deg, "dec_deg": exposure.dec_deg,
+            "mjd": exposure.mjd, "exptime_s": exposure.exptime_s,
+            "ra_deg": exposure.ra_deg, "dec_deg": exposure.dec_deg,
             "path": file.path, "hdu": file.hdu, "sha256": file.sha256,
             "variance_path": file.variance_path, "mask_path": file.mask_path,
         }  # fmt: skip
@@ -101,10 +102,18 @@ def _calibrate_raw(task: Task, repo: Repo) -> MaskedImage:
     finite = np.isfinite(trimmed)
     if not finite.any() or float(trimmed[finite].min()) == float(trimmed[finite].max()):
         raise UnprocessableData(f"chip {chip.name}: {task.params['path']}[{task.params['hdu']}] holds no data")
-    masters = {product: repo.read_image(pin) for product in ("master_biases", "master_flats") for pin in task.pins(product)}
+    masters = {
+        product: repo.read_image(pin) for product in ("master_biases", "master_flats") for pin in task.pins(product)
+    }
     mask = np.where(finite, np.int16(0), np.int16(Mask.NO_DATA))
     frame = _Frame(
-        raw, np.where(finite, trimmed, 0.0).astype(np.float32), mask, np.ones_like(trimmed), chip, masters, task.settings.chips
+        raw,
+        np.where(finite, trimmed, 0.0).astype(np.float32),
+        mask,
+        np.ones_like(trimmed),
+        chip,
+        masters,
+        task.settings.chips,
     )
     for step in camera.stages:
         if step not in frame.chosen.skip_steps:
@@ -113,7 +122,10 @@ def _calibrate_raw(task: Task, repo: Repo) -> MaskedImage:
     header = camera.nominal_wcs(chip.name, task.params["ra_deg"], task.params["dec_deg"])
     _describe(header, task, "electron")
     return MaskedImage(
-        np.where(empty, 0.0, frame.image).astype(np.float32), frame.mask, np.where(empty, 0.0, frame.var).astype(np.float32), header
+        np.where(empty, 0.0, frame.image).astype(np.float32),
+        frame.mask,
+        np.where(empty, 0.0, frame.var).astype(np.float32),
+        header,
     )
 
 
@@ -197,7 +209,8 @@ def _read_calibrated(task: Task) -> MaskedImage:
     codes, _ = read_frame(task.params["mask_path"], task.params["hdu"])
     if not sci.shape == ivar.shape == codes.shape:
         raise UnprocessableData(
-            f"chip {task.data_id.unit}: image {sci.shape}, inverse variance {ivar.shape} and mask {codes.shape} differ in shape"
+            f"chip {task.data_id.unit}: shapes differ: image {sci.shape}, inverse variance {ivar.shape}, "
+            f"mask {codes.shape}; fetch the files again and ingest them"
         )
     if not np.isfinite(sci).any():
         raise UnprocessableData(f"chip {task.data_id.unit}: {task.params['path']} holds no finite pixel")

@@ -40,7 +40,7 @@ def configure_process() -> None:
     """One BLAS thread, and a numba cache that an edit of any science module invalidates as a whole.
 
     Called before numpy's heavy users are imported wherever a process starts (the command line, a Dagster run); workers
-    inherit the environment. Numba's own cache does not see an edited callee in another module (measured, stale results).
+    inherit the environment. Numba does not see an edited callee in another module (measured: stale results).
     """
     for name in THREAD_VARIABLES:
         os.environ.setdefault(name, "1")

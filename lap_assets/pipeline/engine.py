@@ -83,7 +83,7 @@ def hash_json(value: Any) -> str:
 
 
 def compute_recipe(stage: Stage, task: Task) -> str:
-    """Hash of all that decides the bytes of a unit: product and code number, inputs, settings, facts from the survey."""
+    """Hash of all that decides the bytes of a unit: code number, inputs, settings, facts from the survey."""
     product = get_product(stage.product)
     inputs = sorted([str(pin.data_id), pin.content] for pin in task.inputs)
     return hash_json(
@@ -140,7 +140,14 @@ def _split_done(session: Session, stage: Stage, partition: str) -> tuple[list[Ta
         fits = settled and manifest.recipe == compute_recipe(stage, task)
         if fits and session.repo.has_files(task.data_id):
             report = UnitReport(
-                task.data_id, manifest.state, manifest.content_sha256, True, manifest.reason, 0.0, manifest.bytes, manifest.metrics
+                task.data_id,
+                manifest.state,
+                manifest.content_sha256,
+                True,
+                manifest.reason,
+                0.0,
+                manifest.bytes,
+                manifest.metrics,
             )
             session.tell(report)
             done[task.data_id] = report
@@ -159,13 +166,21 @@ def _collect(session: Session, future: Future, task: Task) -> UnitReport:
         return future.result()
     except BrokenProcessPool:
         discard_executor(session.settings.compute)
-        return UnitReport(task.data_id, FAILED, reason="the worker process was lost (killed, or out of memory); it will be tried again")
+        return UnitReport(
+            task.data_id,
+            FAILED,
+            reason="the worker process was lost (killed, or out of memory); it will be tried again",
+        )
 
 
 def _close(product: str, partition: str, units: dict[DataId, UnitReport], started: float) -> PartitionReport:
     ordered = tuple(units[data_id] for data_id in sorted(units))
     state = combine_states([unit.state for unit in ordered])
-    reason = "" if state == DONE else next((f"{u.data_id.unit}: {u.reason}".lstrip(": ") for u in ordered if u.state == state), "nothing to do")
+    reason = (
+        ""
+        if state == DONE
+        else next((f"{u.data_id.unit}: {u.reason}".lstrip(": ") for u in ordered if u.state == state), "nothing to do")
+    )
     return PartitionReport(product, partition, state, ordered, time.perf_counter() - started, reason)
 
 
@@ -175,15 +190,24 @@ def drop_partition(session: Session, product: str, partition: str, reason: str) 
     todo, reports = _split_done(session, stage, partition)
     for task in todo:
         manifest = session.repo.publish(
-            task.data_id, {}, inputs=task.inputs, recipe=compute_recipe(stage, task), config_sha256=stage.config_sha256(task.settings),
-            code=get_product(product).code, metrics={}, state=DROPPED, reason=reason, fence=session.fences(product, partition), run_id=session.run_id,
+            task.data_id,
+            {},
+            inputs=task.inputs,
+            recipe=compute_recipe(stage, task),
+            config_sha256=stage.config_sha256(task.settings),
+            code=get_product(product).code,
+            metrics={},
+            state=DROPPED,
+            reason=reason,
+            fence=session.fences(product, partition),
+            run_id=session.run_id,
         )
         reports[task.data_id] = UnitReport(task.data_id, DROPPED, manifest.content_sha256, False, reason)
     return _close(product, partition, reports, started)
 
 
 def combine_states(states: Sequence[str]) -> str:
-    """State of a partition from its units': failed if any may still be cured, done if any is done, else the common result."""
+    """State of a partition from its units': failed if any may be cured, done if any is done, else what they share."""
     if FAILED in states:
         return FAILED
     if DONE in states:
@@ -214,13 +238,21 @@ def make_unit(product: str, task: Task, root: Any, fence: int, run_id: str) -> U
         seconds = time.perf_counter() - started
         try:
             manifest = repo.publish(
-                task.data_id, output.members, metrics=output.metrics, state=state, reason=reason, seconds=seconds,
-                refers_to=output.refers_to, **publish,
+                task.data_id,
+                output.members,
+                metrics=output.metrics,
+                state=state,
+                reason=reason,
+                seconds=seconds,
+                refers_to=output.refers_to,
+                **publish,
             )
         except TRANSIENT as error:
             log.error("not published: %s", error)
             return UnitReport(task.data_id, FAILED, reason=describe_fault(error), seconds=seconds)
-    return UnitReport(task.data_id, state, manifest.content_sha256, False, reason, seconds, manifest.bytes, output.metrics)
+    return UnitReport(
+        task.data_id, state, manifest.content_sha256, False, reason, seconds, manifest.bytes, output.metrics
+    )
 
 
 def _attempt(stage: Stage, task: Task, repo: Repo) -> tuple[str, str, Output]:
@@ -239,7 +271,9 @@ def _attempt(stage: Stage, task: Task, repo: Repo) -> tuple[str, str, Output]:
     except TRANSIENT as error:
         log.error("failed: %s\n%s", error, traceback.format_exc())
         return FAILED, describe_fault(error), empty
-    except Exception as error:  # a defect of the code: no retry cures it, so the unit is dropped, named, and the rest goes on
+    except (
+        Exception
+    ) as error:  # a defect of the code: no retry cures it, so the unit is dropped, named, and the rest goes on
         log.error("dropped: %s\n%s", error, traceback.format_exc())
         return DROPPED, describe_fault(error), empty
 

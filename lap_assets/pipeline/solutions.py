@@ -137,7 +137,8 @@ def _share_aperture_corrections(chips: list[_Chip]) -> None:
 
 def _tell_failures(chips: dict[str, _Chip], needed: int) -> str:
     reasons = "; ".join(f"{name}: {chip.reason}" for name, chip in sorted(chips.items()) if chip.reason)
-    return f"{sum(not chip.reason for chip in chips.values())} good chips, {needed} are needed ({reasons or 'no chip was made'})"
+    good = sum(not chip.reason for chip in chips.values())
+    return f"{good} good chips, {needed} are needed ({reasons or 'no chip was made'})"
 
 
 def _pixel_scale(header: fits.Header) -> float:
@@ -171,9 +172,7 @@ def _read_catalog(task: Task, repo: Repo, chips: dict[str, _Chip]) -> pd.DataFra
     return catalog
 
 
-def _solve_astrometry(
-    task: Task, chips: dict[str, _Chip], catalog: pd.DataFrame | None
-) -> dict[str, ChipAstrometry]:
+def _solve_astrometry(task: Task, chips: dict[str, _Chip], catalog: pd.DataFrame | None) -> dict[str, ChipAstrometry]:
     chosen = task.settings.solutions
     stars = {}
     for name, chip in chips.items():
@@ -197,7 +196,10 @@ def _solve_zero_point(
     """Zero point of the exposure, and where it comes from: `reference` or `given`."""
     magnitude = f"mag_{task.params['band']}"
     if catalog is not None and magnitude in catalog:
-        tables = [_matched_sources(chip).assign(ref_mag=catalog[magnitude].to_numpy(float)[chip.astrometry.refs]) for chip in chips.values()]
+        tables = [
+            _matched_sources(chip).assign(ref_mag=catalog[magnitude].to_numpy(float)[chip.astrometry.refs])
+            for chip in chips.values()
+        ]
         stars = pd.concat(tables)
         found = photometry.fit_zero_point(*(stars[name].to_numpy(float) for name in ("flux", "flux_err", "ref_mag")))
         if found and found.n_stars >= task.settings.solutions.zero_point_min_stars:
@@ -205,7 +207,8 @@ def _solve_zero_point(
     given = [value for name, value in sorted(task.params["zero_points"].items()) if name in chips]
     if not given:
         raise UnprocessableData(
-            f"no zero point: too few stars with {magnitude} in catalogue {task.params['refcat']!r}, and none given with the data"
+            f"no zero point: too few stars with {magnitude} in catalogue {task.params['refcat']!r}, and none is given; "
+            "ingest a catalogue with magnitudes of this band"
         )
     rms = float(np.std(given))
     return photometry.ZeroPoint(float(np.median(given)), rms / np.sqrt(len(given)), rms, 0), "given"
@@ -228,7 +231,9 @@ def _join_sources(chips: dict[str, _Chip], catalog: pd.DataFrame | None, zero_po
         flux = np.where(positive, table.flux.to_numpy(), 1.0)
         ref_id = np.full(len(table), -1, np.int64)
         if catalog is not None and len(chip.astrometry.stars):
-            ref_id[chip.for_astrometry[chip.astrometry.stars]] = catalog.source_id.to_numpy(np.int64)[chip.astrometry.refs]
+            ref_id[chip.for_astrometry[chip.astrometry.stars]] = catalog.source_id.to_numpy(np.int64)[
+                chip.astrometry.refs
+            ]
         tables.append(
             table.assign(
                 chip=name, ra=ra % 360.0, dec=dec, ref_id=ref_id,
@@ -236,7 +241,21 @@ def _join_sources(chips: dict[str, _Chip], catalog: pd.DataFrame | None, zero_po
                 mag_err=np.where(positive, 1.0857 * table.flux_err / flux, np.nan),
             )
         )  # fmt: skip
-    first = ["chip", "x", "y", "xy_err", "ra", "dec", "flux", "flux_err", "mag", "mag_err", "is_star", "usable", "ref_id"]
+    first = [
+        "chip",
+        "x",
+        "y",
+        "xy_err",
+        "ra",
+        "dec",
+        "flux",
+        "flux_err",
+        "mag",
+        "mag_err",
+        "is_star",
+        "usable",
+        "ref_id",
+    ]
     joined = pd.concat(tables, ignore_index=True)
     joined = joined[first + [name for name in joined.columns if name not in first]]
     joined.attrs["units"] = {name: unit for name, unit in _UNITS.items() if name in joined.columns}

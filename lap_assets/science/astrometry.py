@@ -1,8 +1,9 @@
 """Astrometric solution of an exposure: where the telescope really pointed, and each chip's map to the sky.
 
 Header positions are corrected by an affine term per chip and a polynomial in focal-plane coordinates that all chips
-share; chips whose stars ask for more get their own higher terms. Headers are written by `science/tan_sip.py`; catalogues
-are read, and solutions of several exposures combined, elsewhere.
+share; chips whose stars ask for more get their own higher terms. The fit is
+`science/astrometric_fit.py`, headers are written by `science/tan_sip.py`; solutions of several exposures are combined
+elsewhere.
 """
 
 from collections.abc import Mapping
@@ -16,12 +17,12 @@ from scipy.ndimage import uniform_filter
 from scipy.spatial import cKDTree
 
 from lap_assets.errors import UnprocessableData
+from lap_assets.science.astrometric_fit import Block, Fit, choose_fit, count_higher, fit_blocks, make_block
 from lap_assets.science.tan_sip import convert_header, deproject_tan, fit_tan_sip, grid_points, project_tan
 
 _ARCSEC = 1.0 / 3600.0
 _BIN_ARCSEC = 1.5  # of the offset histogram; three bins tolerate chips misplaced by 2″
 _MAX_ROTATION_DEG = 0.4
-_CLIP_SIGMA = 4.0
 _MIN_CHIP_STARS = 6  # for an affine term of its own
 _MIN_OFFSET_STARS = 2
 _MIN_REF_ERR_MAS = 1.0
@@ -67,7 +68,7 @@ class ChipAstrometry:
 
 
 def propagate_positions(catalog: pd.DataFrame, epoch_yr: float) -> tuple[np.ndarray, np.ndarray]:
-    """Positions (ra, dec) in degrees of catalogue rows at `epoch_yr`, linear proper motion applied (none where unknown)."""
+    """Positions (ra, dec) in degrees of catalogue rows at `epoch_yr`, linear proper motion applied (0 if unknown)."""
     years = epoch_yr - catalog.ref_epoch_yr.to_numpy(float)
     dec = catalog.dec.to_numpy(float)
     pmra, pmdec = (np.nan_to_num(catalog[name].to_numpy(float)) for name in ("pmra", "pmdec"))
@@ -95,8 +96,8 @@ def solve_exposure(
     epoch_yr : float
         Julian year of the exposure.
     trusted : bool
-        The headers hold a measured WCS (good to `match_radius_arcsec`): no search for the pointing, and with too few stars
-        the headers are kept, shifted if two stars or more allow it.
+        The headers hold a measured WCS (good to `match_radius_arcsec`): no search for the pointing, and with too few
+        stars the headers are kept, shifted if two stars or more allow it.
     pointing_radius_arcsec, match_radius_arcsec : float
     max_order : int
         Largest order of the distortion.
@@ -117,11 +118,12 @@ def solve_exposure(
     if order < 1:
         return _shift_headers(problem, matched, trusted)
     for _ in range(2):
-        problem.correct(_fit_corrections(problem, matched, order))
+        problem.correct(_complete_fit(problem, fit_blocks(_build_blocks(problem, matched, order), order)))
         matched = problem.match(max(0.5 * match_radius_arcsec, 0.3))
-    fit = _choose_order(problem, matched, order)
+    fits = [fit_blocks(_build_blocks(problem, matched, one), one) for one in range(1, order + 1)]
+    fit = _complete_fit(problem, choose_fit(fits))
     problem.correct(fit)
-    return _write_solutions(problem, fit)
+    return _write_solutions(problem, fit, matched)
 
 
 def keep_headers(chips: Mapping[str, ChipStars]) -> dict[str, ChipAstrometry]:
@@ -146,7 +148,10 @@ class _Problem:
     def __init__(self, chips: Mapping[str, ChipStars], catalog: pd.DataFrame, epoch_yr: float) -> None:
         self.chips = dict(sorted(chips.items()))
         ra, dec = propagate_positions(catalog, epoch_yr)
-        centres = [WCS(c.header).all_pix2world([[0.5 * (c.shape[1] - 1), 0.5 * (c.shape[0] - 1)]], 0)[0] for c in self.chips.values()]
+        centres = [
+            WCS(c.header).all_pix2world([[0.5 * (c.shape[1] - 1), 0.5 * (c.shape[0] - 1)]], 0)[0]
+            for c in self.chips.values()
+        ]
         self.ra0, self.dec0 = _mean_direction(np.array(centres))
         self.ref = np.stack(project_tan(ra, dec, self.ra0, self.dec0), axis=1)
         errors = np.stack([catalog.ra_err_mas.to_numpy(float), catalog.dec_err_mas.to_numpy(float)], axis=1)
@@ -157,7 +162,9 @@ class _Problem:
         self.wcs = {name: WCS(chip.header) for name, chip in self.chips.items()}
         # every chip: standard coordinates = header's + [1, u, v, …]·coefficients; starts with none
         self.corrections: dict[str, list] = {name: [] for name in self.chips}
-        self.field = max(float(np.abs(self.place(name, *_corners(chip.shape))).max()) for name, chip in self.chips.items())
+        self.field = max(
+            float(np.abs(self.place(name, *_corners(chip.shape))).max()) for name, chip in self.chips.items()
+        )
         self.scale_deg = {name: _pixel_scale(self, name) for name in self.chips}
 
     def header_position(self, name: str, x: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -187,7 +194,7 @@ class _Problem:
         return matched
 
     def align_pointing(self, radius_arcsec: float) -> None:
-        """Find the common shift and rotation of all chips by a histogram of pair offsets; raises `UnprocessableData`."""
+        """Find the common shift and rotation by a histogram of pair offsets; raises `UnprocessableData`."""
         plane = np.concatenate([self.place(n, *_brightest(c)) for n, c in self.chips.items()])
         shift, angle, found = _search_offset(plane, self.ref, radius_arcsec, self.field)
         if not found:
@@ -207,10 +214,10 @@ class _Problem:
             if found:
                 self.corrections[name].append(lambda x, y, plane, s=shift: np.broadcast_to(s, plane.shape))
 
-    def correct(self, fit: "_Fit") -> None:
+    def correct(self, fit: Fit) -> None:
         """Replace all corrections by those of a fit (which includes what came before)."""
         for name in self.chips:
-            self.corrections[name] = [lambda x, y, plane, n=name: fit.evaluate(n, x, y, plane)]
+            self.corrections[name] = [lambda x, y, plane, n=name: fit.evaluate(n, x, y, plane / self.field)]
 
 
 def _search_offset(
@@ -254,170 +261,37 @@ def _search_offset(
 # ---- fitting
 
 
-@dataclass
-class _Fit:
-    """Coefficients of the corrections to header positions, in degrees; see `evaluate`."""
-
-    problem: _Problem
-    order: int
-    affine: dict[str, np.ndarray]  # (3, 2) per chip
-    shared: np.ndarray  # (n_terms, 2), focal-plane polynomial of orders 2…order
-    own: dict[str, np.ndarray]  # (n_terms, 2), further terms of single chips
-    used: dict[str, _Match] = field(default_factory=dict)
-    residual: dict[str, np.ndarray] = field(default_factory=dict)
-    chi2: float = 0.0
-    chi2_reduced: float = 1.0
-
-    def evaluate(self, name: str, x: np.ndarray, y: np.ndarray, plane: np.ndarray) -> np.ndarray:
-        """Correction (n, 2) in degrees at pixels of a chip whose header positions are `plane`."""
-        problem = self.problem
-        result = _affine_terms(problem.chips[name].shape, x, y) @ self.affine[name]
-        if self.order >= 2:
-            result = result + _higher_terms(plane / problem.field, self.order) @ self.shared
-            if name in self.own:
-                local = _affine_terms(problem.chips[name].shape, x, y)[:, 1:]
-                result = result + _higher_terms(local, self.order) @ self.own[name]
-        return result
+def _build_blocks(problem: _Problem, matched: dict[str, _Match], order: int) -> dict[str, Block]:
+    """What the fit needs of each chip that has stars enough."""
+    blocks = {}
+    for name, match in matched.items():
+        if len(match.stars) < _MIN_CHIP_STARS:
+            continue
+        chip = problem.chips[name]
+        x, y = chip.x[match.stars], chip.y[match.stars]
+        plane = problem.header_position(name, x, y)
+        star_err = chip.xy_err[match.stars] * problem.scale_deg[name]
+        error = np.sqrt(np.mean(problem.ref_err[match.refs] ** 2, axis=1) + star_err**2)
+        blocks[name] = make_block(
+            chip.shape, x, y, plane / problem.field, problem.ref[match.refs] - plane, error, order
+        )
+    return blocks
 
 
-@dataclass
-class _Block:
-    """Design and data of one chip: affine and shared terms, target offsets, errors, terms of its own."""
-
-    affine: np.ndarray
-    shared: np.ndarray
-    local: np.ndarray
-    target: np.ndarray
-    error: np.ndarray
-
-
-def _choose_order(problem: _Problem, matched: dict[str, _Match], order: int) -> _Fit:
-    """Fit of the lowest order whose chi² the next higher one does not lower by more than chance would.
-
-    Terms the stars do not ask for only add noise, most of all at the corners.
-    """
-    best = _fit_corrections(problem, matched, 1)
-    for higher in range(2, order + 1):
-        fit = _fit_corrections(problem, matched, higher)
-        terms = 2 * (_count_higher(higher) - _count_higher(best.order))
-        if best.chi2 - fit.chi2 > (terms + 3.0 * np.sqrt(2.0 * terms)) * max(fit.chi2_reduced, 1.0):
-            best = fit
-    return best
-
-
-def _fit_corrections(problem: _Problem, matched: dict[str, _Match], order: int) -> _Fit:
-    """Weighted least squares of all chips at once, with rejection of outliers."""
-    names = [name for name, match in matched.items() if len(match.stars) >= _MIN_CHIP_STARS]
-    blocks = {name: _design_block(problem, name, matched[name], order) for name in names}
-    keep = {name: np.ones(len(matched[name].stars), bool) for name in names}
-    n_shared = _count_higher(order)
-    for _ in range(5):
-        design, target, weight = _assemble(blocks, keep, names, n_shared)
-        solution, *_ = np.linalg.lstsq(design * weight[:, None], target * weight[:, None], rcond=1e-12)
-        fit = _Fit(problem, order, {}, solution[3 * len(names) :], {})
-        for k, name in enumerate(names):
-            fit.affine[name] = solution[3 * k : 3 * k + 3]
-            _extend_chip(fit, name, blocks[name], keep[name])
-        before = {name: one.copy() for name, one in keep.items()}
-        for name in names:
-            _clip_stars(fit, name, blocks[name], keep[name], matched[name])
-        if all(np.array_equal(before[name], keep[name]) for name in names):
-            break
-    fit.chi2, fit.chi2_reduced = _measure_misfit(fit, blocks)
-    for name in problem.chips:
+def _complete_fit(problem: _Problem, fit: Fit) -> Fit:
+    """Give chips with too few stars what the corrections so far (the common pointing) make of their headers."""
+    for name, chip in problem.chips.items():
         if name not in fit.affine:
-            fit.affine[name] = _inherit_affine(problem, fit, name)
+            x, y = grid_points(chip.shape)
+            plane = problem.header_position(name, x, y)
+            fit.inherit(name, chip.shape, x, y, plane / problem.field, problem.place(name, x, y) - plane)
     return fit
-
-
-def _measure_misfit(fit: _Fit, blocks: dict[str, _Block]) -> tuple[float, float]:
-    """Chi² over all stars, outliers at their clipping limit so that fits of different orders compare, and per degree."""
-    scaled = np.concatenate([_scaled_residual(fit, name, block)[0] for name, block in blocks.items()])
-    chi2 = float(2.0 * np.sum(np.minimum(scaled, _CLIP_SIGMA) ** 2))
-    typical = float(np.median(scaled) / 0.833)
-    return chi2, typical**2
-
-
-def _scaled_residual(fit: _Fit, name: str, block: _Block) -> tuple[np.ndarray, np.ndarray]:
-    """Length of the residuals in sigmas per axis, and the residuals (n, 2) in degrees."""
-    model = block.affine @ fit.affine[name] + block.shared @ fit.shared
-    if name in fit.own:
-        model = model + block.local @ fit.own[name]
-    residual = block.target - model
-    return np.hypot(*(residual / block.error[:, None]).T) / np.sqrt(2.0), residual
-
-
-def _inherit_affine(problem: _Problem, fit: _Fit, name: str) -> np.ndarray:
-    """Affine term of a chip with too few stars: what the corrections so far (the common pointing) make of its header."""
-    x, y = grid_points(problem.chips[name].shape)
-    plane = problem.header_position(name, x, y)
-    left = problem.place(name, x, y) - plane - _higher_terms(plane / problem.field, fit.order) @ fit.shared
-    solution, *_ = np.linalg.lstsq(_affine_terms(problem.chips[name].shape, x, y), left, rcond=None)
-    return solution
-
-
-def _design_block(problem: _Problem, name: str, match: _Match, order: int) -> _Block:
-    chip = problem.chips[name]
-    x, y = chip.x[match.stars], chip.y[match.stars]
-    plane = problem.header_position(name, x, y)
-    affine = _affine_terms(chip.shape, x, y)
-    star_err = chip.xy_err[match.stars] * problem.scale_deg[name]
-    return _Block(
-        affine,
-        _higher_terms(plane / problem.field, order),
-        _higher_terms(affine[:, 1:], order),
-        problem.ref[match.refs] - plane,
-        np.sqrt(np.mean(problem.ref_err[match.refs] ** 2, axis=1) + star_err**2),
-    )
-
-
-def _assemble(blocks, keep, names, n_shared):
-    design, target, weight = [], [], []
-    for k, name in enumerate(names):
-        block, good = blocks[name], keep[name]
-        row = np.zeros((int(good.sum()), 3 * len(names) + n_shared))
-        row[:, 3 * k : 3 * k + 3] = block.affine[good]
-        row[:, 3 * len(names) :] = block.shared[good]
-        design.append(row)
-        target.append(block.target[good])
-        weight.append(1.0 / block.error[good])
-    return np.concatenate(design), np.concatenate(target), np.concatenate(weight)
-
-
-def _extend_chip(fit: _Fit, name: str, block: _Block, good: np.ndarray) -> None:
-    """Give a chip higher terms of its own where they lower chi² by more than chance would (its distortion is not shared)."""
-    extra = block.local.shape[1]
-    if good.sum() < 4 * (extra + 3) or extra == 0:
-        return
-    left = (block.target - block.affine @ fit.affine[name] - block.shared @ fit.shared)[good]
-    weight = 1.0 / block.error[good][:, None]
-    design = np.hstack([block.affine, block.local])[good]
-    solution, *_ = np.linalg.lstsq(design * weight, left * weight, rcond=1e-12)
-    before = np.sum((left * weight) ** 2)
-    after = np.sum(((left - design @ solution) * weight) ** 2)
-    terms = 2 * (extra + 3)
-    # in units of the scatter that is left, so that underestimated errors do not buy terms
-    gain = (before - after) / max(after / (2 * good.sum() - terms), 1e-30)
-    if gain > terms + 5.0 * np.sqrt(2.0 * terms):
-        fit.affine[name] = fit.affine[name] + solution[:3]
-        fit.own[name] = solution[3:]
-
-
-def _clip_stars(fit: _Fit, name: str, block: _Block, keep: np.ndarray, match: _Match) -> None:
-    """Mark outliers in `keep`, and record residuals and stars used."""
-    scaled, residual = _scaled_residual(fit, name, block)
-    fit.used[name] = _Match(match.stars[keep], match.refs[keep])
-    fit.residual[name] = residual[keep]
-    spread = max(float(np.median(scaled[keep])) / 0.833, 0.3)  # median of a Rayleigh over its sigma·√2
-    good = scaled < _CLIP_SIGMA * spread
-    if good.sum() >= _MIN_CHIP_STARS:
-        keep[:] = good
 
 
 # ---- results
 
 
-def _write_solutions(problem: _Problem, fit: _Fit) -> dict[str, ChipAstrometry]:
+def _write_solutions(problem: _Problem, fit: Fit, matched: dict[str, _Match]) -> dict[str, ChipAstrometry]:
     solutions = {}
     for name, chip in problem.chips.items():
         x, y = grid_points(chip.shape)
@@ -425,11 +299,16 @@ def _write_solutions(problem: _Problem, fit: _Fit) -> dict[str, ChipAstrometry]:
         header = fit_tan_sip(x, y, *sky, chip.shape, min_order=fit.order)
         one = ChipAstrometry(header, fit.order if name in fit.used else 0)
         if name in fit.used:
-            match, residual = fit.used[name], fit.residual[name] * 3.6e6
-            one.n_matched, one.stars, one.refs = len(match.stars), match.stars, match.refs
-            one.rms_mas = tuple(float(np.sqrt(np.mean(axis**2))) for axis in residual.T)
+            used = fit.used[name]
+            one.stars, one.refs, one.n_matched = matched[name].stars[used], matched[name].refs[used], int(used.sum())
+            one.rms_mas = _rms_mas(fit.residual[name][used])
         solutions[name] = one
     return solutions
+
+
+def _rms_mas(residual_deg: np.ndarray) -> tuple[float, float]:
+    ra, dec = np.sqrt(np.mean((residual_deg * 3.6e6) ** 2, axis=0))
+    return float(ra), float(dec)
 
 
 def _shift_headers(problem: _Problem, matched: dict[str, _Match], trusted: bool) -> dict[str, ChipAstrometry]:
@@ -438,7 +317,8 @@ def _shift_headers(problem: _Problem, matched: dict[str, _Match], trusted: bool)
     if not trusted and count < _MIN_OFFSET_STARS:
         raise UnprocessableData(f"{count} stars match the reference catalogue: too few for an astrometric solution")
     pieces = [
-        problem.ref[match.refs] - problem.place(name, problem.chips[name].x[match.stars], problem.chips[name].y[match.stars])
+        problem.ref[match.refs]
+        - problem.place(name, problem.chips[name].x[match.stars], problem.chips[name].y[match.stars])
         for name, match in matched.items()
     ]
     offsets = np.concatenate(pieces)
@@ -451,7 +331,7 @@ def _shift_headers(problem: _Problem, matched: dict[str, _Match], trusted: bool)
         match = matched[name]
         one.n_matched, one.stars, one.refs = len(match.stars), match.stars, match.refs
         if len(own):
-            one.rms_mas = tuple(float(np.sqrt(np.mean(axis**2))) for axis in ((own - shift) * 3.6e6).T)
+            one.rms_mas = _rms_mas(own - shift)
         solutions[name] = one
     return solutions
 
@@ -462,25 +342,9 @@ def _affordable_order(matched: dict[str, _Match], max_order: int) -> int:
     if not counts:
         return 0
     for order in range(max_order, 1, -1):
-        if sum(counts) >= 3 * (3 * len(counts) + _count_higher(order)):
+        if sum(counts) >= 3 * (3 * len(counts) + count_higher(order)):
             return order
     return 1
-
-
-def _count_higher(order: int) -> int:
-    return max(0, (order + 1) * (order + 2) // 2 - 3)
-
-
-def _higher_terms(plane: np.ndarray, order: int) -> np.ndarray:
-    p, q = plane[:, 0], plane[:, 1]
-    terms = [p ** (total - j) * q**j for total in range(2, order + 1) for j in range(total + 1)]
-    return np.stack(terms, axis=1) if terms else np.zeros((len(p), 0))
-
-
-def _affine_terms(shape: tuple[int, int], x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    scale = 0.5 * max(shape)
-    u, v = (x - 0.5 * (shape[1] - 1)) / scale, (y - 0.5 * (shape[0] - 1)) / scale
-    return np.stack([np.ones_like(u), u, v], axis=1)
 
 
 def _brightest(chip: ChipStars, number: int = 150) -> tuple[np.ndarray, np.ndarray]:
@@ -507,4 +371,6 @@ def _mean_direction(positions: np.ndarray) -> tuple[float, float]:
     ra, dec = np.radians(positions).T
     x, y, z = np.cos(dec) * np.cos(ra), np.cos(dec) * np.sin(ra), np.sin(dec)
     mean = np.array([x.mean(), y.mean(), z.mean()])
-    return float(np.degrees(np.arctan2(mean[1], mean[0])) % 360.0), float(np.degrees(np.arctan2(mean[2], np.hypot(*mean[:2]))))
+    return float(np.degrees(np.arctan2(mean[1], mean[0])) % 360.0), float(
+        np.degrees(np.arctan2(mean[2], np.hypot(*mean[:2])))
+    )

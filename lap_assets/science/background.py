@@ -39,9 +39,9 @@ class Background:
 def measure_background(sci: np.ndarray, usable: np.ndarray, mesh_px: int = 128, filter_cells: int = 3) -> Background:
     """Clipped sky level in cells of about `mesh_px` pixels.
 
-    Pixels are clipped at 3 sigma around the median until nothing changes; the level is the mean of the rest, or the mode
-    2.5·median − 1.5·mean where the cell is crowded (Bertin & Arnouts 1996, A&AS 117, 393). Cells with too few usable
-    pixels take the median of their neighbours; the mesh is median-filtered.
+    Pixels are clipped at 3 sigma around the median until nothing changes; the level is the mean of the rest, or the
+    mode 2.5·median − 1.5·mean where the cell is crowded (Bertin & Arnouts 1996, A&AS 117, 393). Cells with too few
+    usable pixels take the median of their neighbours; the mesh is median-filtered.
 
     Parameters
     ----------
@@ -69,8 +69,7 @@ def measure_background(sci: np.ndarray, usable: np.ndarray, mesh_px: int = 128, 
         raise UnprocessableData("no part of the image is free enough of masks and sources to measure the sky")
     mesh, rms = _fill_cells(mesh), _fill_cells(rms)
     if filter_cells > 1 and min(mesh.shape) >= filter_cells:
-        mesh = median_filter(mesh, size=filter_cells, mode="nearest")
-        rms = median_filter(rms, size=filter_cells, mode="nearest")
+        mesh, rms = _filter_cells(mesh, filter_cells), _filter_cells(rms, filter_cells)
     return Background(mesh.astype(np.float32), rms.astype(np.float32), (ny, nx))
 
 
@@ -130,6 +129,13 @@ def _clip_sky(values: np.ndarray) -> tuple[float, float]:
     # few tails left: the mean is the better estimate; otherwise the mode is
     crowded = abs(mean - median) > 0.3 * spread
     return float(2.5 * median - 1.5 * mean if crowded else mean), float(spread)
+
+
+def _filter_cells(mesh: np.ndarray, cells: int) -> np.ndarray:
+    """Median filter; the mesh is continued linearly beyond its edges, so that a plane stays a plane."""
+    wing = cells // 2
+    padded = np.pad(mesh, wing, mode="reflect", reflect_type="odd")
+    return median_filter(padded, size=cells)[wing:-wing, wing:-wing]
 
 
 def _fill_cells(mesh: np.ndarray) -> np.ndarray:

@@ -125,8 +125,9 @@ def detect_objects(
         segmentation_map=True,
     )
     if not len(found):
-        columns = ["x", "y", "a_px", "b_px", "theta_rad", "kron", "snr_peak", "npix", "flags"]
-        return pd.DataFrame({name: np.zeros(0) for name in columns}), segments
+        columns = ["x", "y", "a_px", "b_px", "theta_rad", "kron", "snr_peak"]
+        integers = {name: np.zeros(0, np.int32) for name in ("npix", "flags")}
+        return pd.DataFrame({name: np.zeros(0) for name in columns} | integers), segments
     ids = np.arange(1, len(found) + 1, dtype=np.int32)
     x, y, failed = _centre_objects(snr, empty, found, segments, ids)
     a, b = np.maximum(found["a"], 0.5), np.maximum(found["b"], 0.5)

@@ -28,8 +28,8 @@ _BLENDED_ERR_PX = 0.05  # centroid error added for blended sources
 class ChipCatalog:
     """What was measured on one chip; pixels and the chip's unit throughout.
 
-    `sources` has columns x, y, xy_err, flux, flux_err (total: aperture corrected), radius, peak, a, b, theta, mask, sep_flag,
-    is_star, usable.
+    `sources` has columns x, y, xy_err, flux, flux_err (total: aperture corrected), radius, peak, a, b, theta, mask,
+    sep_flag, is_star, usable.
     """
 
     sources: pd.DataFrame
@@ -44,7 +44,7 @@ def catalog_chip(
     image: MaskedImage,
     *,
     mesh_px: int = 128,
-    threshold_sigma: float = 2.5,
+    threshold_sigma: float = 4.0,
     min_px: int = 5,
     aperture_fwhm: float = 1.5,
     total_fwhm: float = 4.0,
@@ -133,7 +133,7 @@ def _correct_apertures(
     image: MaskedImage, sky_free: np.ndarray, sources: pd.DataFrame, stars: np.ndarray, psf: PsfModel,
     small_px: float, total_px: float,
 ) -> tuple[float, float]:  # fmt: skip
-    """Ratio of total to aperture flux from isolated bright stars and, as far as they are uncertain, from the PSF model."""
+    """Ratio of total to aperture flux from isolated stars and, as far as they are uncertain, the PSF model."""
     positions = sources[["x", "y"]].to_numpy()
     flux = sources.flux.to_numpy()
     candidates = np.nonzero(stars & (flux > 50.0 * sources.flux_err.to_numpy()))[0]

@@ -117,7 +117,7 @@ def _mark_candidates(laplacian, ignore, look, threshold):
 
 @njit(cache=True, nogil=True)
 def _find_round(image, ignore, look, work, floor, read_var, sigma, fraction, contrast):
-    """One round: significances where `look`, hits among them, grown twice. `work`: scratch planes kept between rounds."""
+    """One round: significances where `look`, hits among them, grown twice. `work`: planes kept between rounds."""
     laplacian, median3, sharp = work
     ny, nx = image.shape
     scratch = np.empty(49, np.float32)

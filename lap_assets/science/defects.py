@@ -35,8 +35,8 @@ def find_hot_pixels(bias: np.ndarray, sigma: float, noise: float) -> np.ndarray:
 def find_dead_pixels(flat: np.ndarray, tolerance: float, sigma: float) -> np.ndarray:
     """Pixels whose response is below `MIN_RESPONSE` or differs from its surroundings by more than `tolerance`.
 
-    Stretches of columns are judged by their median, at `sigma` times its noise and a tenth of `tolerance` at least; dust
-    rings and vignetting are wider than the 9-pixel filter and stay.
+    Stretches of columns are judged by their median, at `sigma` times its noise and a tenth of `tolerance` at least;
+    dust rings and vignetting are wider than the 9-pixel filter and stay.
 
     Parameters
     ----------

@@ -66,8 +66,9 @@ def detect_sources(
     lost = ~(np.hypot(x - found["x"], y - found["y"]) < 2.0) | (moved & 16 > 0)
     sources = pd.DataFrame(
         {
-            "x": np.where(lost, found["x"], x), "y": np.where(lost, found["y"], y), "npix": found["npix"].astype(np.int32),
-            "peak": found["peak"].astype(np.float32), "a": found["a"].astype(np.float32),
+            "x": np.where(lost, found["x"], x), "y": np.where(lost, found["y"], y),
+            "npix": found["npix"].astype(np.int32), "peak": found["peak"].astype(np.float32),
+            "a": found["a"].astype(np.float32),
             "b": found["b"].astype(np.float32), "theta": found["theta"].astype(np.float32),
             "sep_flag": found["flag"].astype(np.int32),
         }
@@ -89,7 +90,7 @@ def recenter_sources(sky_free: np.ndarray, mask: np.ndarray, sources: pd.DataFra
 def measure_sources(
     sky_free: np.ndarray, var: np.ndarray, mask: np.ndarray, sources: pd.DataFrame, radius_px: float
 ) -> pd.DataFrame:
-    """Aperture flux and error (`flux`, `flux_err`), half-light `radius` within 3 `radius_px`, and the centroid's error."""
+    """Aperture flux and error, half-light `radius` within 3 `radius_px`, and the centroid's error `xy_err`."""
     bad = (mask & int(NO_WEIGHT)) != 0
     image = np.ascontiguousarray(np.where(bad, 0.0, sky_free), np.float32)
     noise = np.sqrt(np.where(bad, 0.0, var), dtype=np.float32)
@@ -109,8 +110,8 @@ def measure_sources(
 def select_stars(sources: pd.DataFrame, min_snr: float = 30.0, max_width: float = 0.15) -> np.ndarray:
     """Which sources are on the stellar locus: the size that bright, unflagged sources share.
 
-    The locus is the lowest-lying dense stretch of half-light radii of bright sources (half-sample mode, Robertson & Cryer
-    1974), kept within 3 robust sigmas and within `max_width` of it relatively.
+    The locus is the lowest-lying dense stretch of half-light radii of bright sources (half-sample mode, Robertson &
+    Cryer 1974), kept within 3 robust sigmas and within `max_width` of it relatively.
 
     Returns
     -------

@@ -78,7 +78,9 @@ class SourceLimits:
     min_sharpness, max_sharpness : float
         Peak over what the PSF would have there: cosmic rays are above, bad backgrounds below.
     max_chi2 : float
-        Reduced χ² of the PSF in the core, plus (5 % of S/N)² for what the PSF model misses.
+        Reduced χ² of the PSF in the core; (`psf_error`·S/N)² more is allowed.
+    psf_error : float
+        What the PSF model misses of a bright source, and the galaxy under it leaves, as a fraction of its S/N.
     """
 
     snr: float = 5.0
@@ -88,6 +90,7 @@ class SourceLimits:
     min_sharpness: float = 0.5
     max_sharpness: float = 1.6
     max_chi2: float = 2.5
+    psf_error: float = 0.08
 
 
 def measure_psf(broad: MaskedImage, fwhm_px: float, max_stars: int = 40) -> MoffatPsf:
@@ -209,7 +212,7 @@ def detect_sources(
     flags[(opposite > 4.0) & (opposite > limits.dipole_fraction * size)] |= int(SourceFlag.DIPOLE)
     flags[np.abs(peak) < limits.bright_fraction * standing[y, x]] |= int(SourceFlag.BRIGHT_CORE)
     unlike = (sharpness < limits.min_sharpness) | (sharpness > limits.max_sharpness)
-    unlike |= chi2 > limits.max_chi2 + (0.05 * size) ** 2
+    unlike |= chi2 > limits.max_chi2 + (limits.psf_error * size) ** 2
     flags[unlike] |= int(SourceFlag.NOT_PSF)
     sky = wcs.all_pix2world(x + dx, y + dy, 0) if x.size else (np.zeros(0), np.zeros(0))
     table = pd.DataFrame(

@@ -68,7 +68,16 @@ def match_stars(stars: Mapping[str, pd.DataFrame], radius_arcsec: float) -> pd.D
         new = ids < 0
         ids[new] = len(known) + np.arange(int(new.sum()))
         known = np.vstack([known, vectors[new]])
-        rows.append(pd.DataFrame({"star": ids, "exposure": number, "mag": table.mag.to_numpy(float), "mag_err": table.mag_err.to_numpy(float)}))
+        rows.append(
+            pd.DataFrame(
+                {
+                    "star": ids,
+                    "exposure": number,
+                    "mag": table.mag.to_numpy(float),
+                    "mag_err": table.mag_err.to_numpy(float),
+                }
+            )
+        )
     columns = ["star", "exposure", "mag", "mag_err"]
     return pd.concat(rows, ignore_index=True)[columns] if rows else pd.DataFrame({name: [] for name in columns})
 
@@ -106,7 +115,9 @@ def solve_zero_points(
         keep = fresh
     _, counts = _drop_lonely(star, exposure, keep, len(names), min_stars)
     dzp = np.where(counts > 0, dzp, 0.0)
-    table = pd.DataFrame({"exposure": names, "dzp_mag": dzp, "dzp_err_mag": np.where(counts > 0, err, 0.0), "n_stars": counts})
+    table = pd.DataFrame(
+        {"exposure": names, "dzp_mag": dzp, "dzp_err_mag": np.where(counts > 0, err, 0.0), "n_stars": counts}
+    )
     table.attrs["units"] = {"dzp_mag": "mag", "dzp_err_mag": "mag"}
     return JointZeroPoints(table, _measure_repeatability(star, residual, keep), len(np.unique(star[keep])))
 

@@ -20,7 +20,9 @@ def check_raw_shape(raw: np.ndarray, chip: Chip) -> None:
     if not chip.amplifiers:
         raise UnprocessableData(f"chip {chip.name}: the camera file gives no amplifier sections; raw frames need them")
     if raw is None or raw.ndim != 2:
-        raise UnprocessableData(f"chip {chip.name}: no image in the raw frame; ingest the exposure again from its source")
+        raise UnprocessableData(
+            f"chip {chip.name}: no image in the raw frame; ingest the exposure again from its source"
+        )
     need_x = max(box[1] for amp in chip.amplifiers for box in (amp.data, amp.overscan) if box)
     need_y = max(box[3] for amp in chip.amplifiers for box in (amp.data, amp.overscan) if box)
     expected = chip.raw_shape or (need_y, need_x)
@@ -42,7 +44,7 @@ def measure_overscan(raw: np.ndarray, amplifier: Amplifier, smooth_rows: int = 1
     """Level of each row of the amplifier's data in ADU, (rows,) float32.
 
     Clipped mean over the columns of the overscan (the mean, since the median of integers is quantised), then median
-    and mean over `smooth_rows` rows: the level drifts slowly, and the noise of a single row would be printed as stripes.
+    and mean over `smooth_rows` rows: the level drifts slowly; the noise of a single row would be printed as stripes.
     """
     strip = np.asarray(raw[_slices(amplifier.overscan)], np.float32)
     centre = np.median(strip, axis=1, keepdims=True)

@@ -55,7 +55,7 @@ class PsfModel:
         return stamps / stamps.sum(axis=(1, 2), keepdims=True)
 
     def draw(self, x: float, y: float) -> np.ndarray:
-        """The PSF at (x, y), drawn on the pixel grid: its centre is off the middle pixel by x − round(x), y − round(y)."""
+        """The PSF at (x, y) on the pixel grid: its centre is off the middle pixel by x − round(x), y − round(y)."""
         shift = np.array([x - np.rint(x)]), np.array([y - np.rint(y)])
         return shift_stamps(self.evaluate(x, y)[None], *shift)[0]
 
@@ -70,7 +70,9 @@ class PsfModel:
         basis, meta = (
             planes[name][0] if isinstance(planes[name], tuple) else planes[name] for name in ("PSF", "PSFMETA")
         )
-        return cls(np.asarray(basis, np.float32), int(meta[0]), tuple(map(float, meta[1:5])), int(meta[5]), float(meta[6]))
+        return cls(
+            np.asarray(basis, np.float32), int(meta[0]), tuple(map(float, meta[1:5])), int(meta[5]), float(meta[6])
+        )
 
 
 @dataclass(frozen=True)
@@ -101,8 +103,8 @@ def fit_psf(
 
     Each round shifts what the model leaves of the stars to the pixel grid and adds its noise-weighted polynomial fit to
     the model, as effective-PSF building does (Anderson & King 2000, PASP 112, 1360); flux and centre of each star are
-    fitted along. Stars the model does not fit (neighbours, galaxies) are dropped, and the degree is lowered until there are
-    three stars per coefficient.
+    fitted along. Stars the model does not fit (neighbours, galaxies) are dropped, and the degree is lowered until there
+    are three stars per coefficient.
 
     Parameters
     ----------
@@ -174,7 +176,10 @@ def measure_shape(stamp: np.ndarray) -> PsfShape:
 
 def shift_stamps(stamps: np.ndarray, dx: np.ndarray, dy: np.ndarray) -> np.ndarray:
     """Stamps (n, s, s) whose content is moved by (dx, dy) pixels each, Lanczos-5, zero beyond the edges."""
-    rows, columns = _shift_matrices(np.asarray(dy, float), stamps.shape[1]), _shift_matrices(np.asarray(dx, float), stamps.shape[2])
+    rows, columns = (
+        _shift_matrices(np.asarray(dy, float), stamps.shape[1]),
+        _shift_matrices(np.asarray(dx, float), stamps.shape[2]),
+    )
     return rows @ stamps @ columns.transpose(0, 2, 1)
 
 
@@ -216,13 +221,15 @@ def _cut_stamps(sci, var, bad, x, y, flux, stamp_px) -> _Stars | None:
 
 
 def _fit_residuals(stars: _Stars, model: np.ndarray, terms: np.ndarray, keep: np.ndarray) -> np.ndarray:
-    """Noise-weighted polynomial fit, pixel by pixel, to the stars' residuals shifted to the pixel grid; (n_terms, s, s)."""
+    """Noise-weighted polynomial fit, pixel by pixel, to the stars' residuals on the pixel grid; (n_terms, s, s)."""
     n, s, _ = stars.data.shape
     predicted = stars.flux[:, None, None] * shift_stamps(model, stars.dx, stars.dy)
     residual = np.where(stars.weight > 0, stars.data - predicted, 0.0)
     centred = shift_stamps(residual, -stars.dx, -stars.dy) / stars.flux[:, None, None]
     # one weight per star (its noise in units of its flux, tempered so that the brightest do not rule alone)
-    noise = np.median(1.0 / np.where(stars.weight > 0, stars.weight, np.inf).clip(1e-30), axis=(1, 2)) ** 0.5 / stars.flux
+    noise = (
+        np.median(1.0 / np.where(stars.weight > 0, stars.weight, np.inf).clip(1e-30), axis=(1, 2)) ** 0.5 / stars.flux
+    )
     floor = np.median(noise[keep])
     weight = np.where(keep, 1.0 / (noise**2 + floor**2), 0.0)
     root = np.sqrt(weight / weight.max())
@@ -264,7 +271,9 @@ def _misfit(stars: _Stars, model: np.ndarray) -> np.ndarray:
     drawn = stars.flux[:, None, None] * shift_stamps(model, stars.dx, stars.dy)
     good = stars.weight > 0
     var = 1.0 / np.where(good, stars.weight, 1.0) + (0.02 * drawn) ** 2
-    return np.sum(np.where(good, (stars.data - drawn) ** 2 / var, 0.0), axis=(1, 2)) / np.maximum(good.sum(axis=(1, 2)), 1)
+    return np.sum(np.where(good, (stars.data - drawn) ** 2 / var, 0.0), axis=(1, 2)) / np.maximum(
+        good.sum(axis=(1, 2)), 1
+    )
 
 
 def _core_residual(stars: _Stars, model: np.ndarray, keep: np.ndarray) -> float:

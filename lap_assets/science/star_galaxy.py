@@ -11,6 +11,8 @@ from lap_assets.model.objects import Extendedness
 
 # SPREAD_MODEL compares with an exponential disk of this scale length in FWHM (Desai et al. 2012, section 3.4)
 _DISK_SCALE = 1.0 / 16.0
+_LOCUS_WINDOW = 0.03  # half-width, in log radius, within which objects count as a crowd
+_CROWDED = 0.7  # part of the largest crowd that is crowd enough
 
 
 def measure_spread(
@@ -70,8 +72,7 @@ def select_psf_stars(
     """Indices of objects on the stellar locus, brightest first.
 
     Among clean bright objects stars crowd at one half-light radius while galaxies are spread over larger ones: the
-    locus is the half-sample mode of log radius (Robertson & Cryer 1974), its width the scatter of what lies just
-    below and around it.
+    locus is the first crowd from below, its width the scatter below its middle.
 
     Parameters
     ----------
@@ -83,17 +84,27 @@ def select_psf_stars(
     if not len(bright):
         return bright
     size = np.log(half_light_px[bright])
-    centre = find_mode(size)
+    centre = find_locus(size)
     # galaxies only widen the upper side, so the lower side tells the width of the locus
-    below = centre - size[(size <= centre) & (size > centre - 0.3)]
+    below = centre - size[(size <= centre) & (size > centre - 3.0 * _LOCUS_WINDOW)]
     width = np.clip(1.4826 * np.median(below) if len(below) else 0.02, 0.01, 0.05)
     near = np.abs(size - centre) <= 3.0 * width
     chosen = bright[near]
     return chosen[np.argsort(-snr[chosen], kind="stable")][:max_stars]
 
 
+def find_locus(log_size: np.ndarray) -> float:
+    """Where the first crowd from below lies: the smallest value with nearly as many neighbours as any other has."""
+    ordered = np.sort(np.asarray(log_size, dtype=np.float64))
+    crowd = np.searchsorted(ordered, ordered + _LOCUS_WINDOW, "right") - np.searchsorted(ordered, ordered - _LOCUS_WINDOW)
+    centre = float(ordered[int(np.argmax(crowd >= _CROWDED * crowd.max()))])
+    for _ in range(3):
+        centre = float(np.median(ordered[np.abs(ordered - centre) <= 1.5 * _LOCUS_WINDOW]))
+    return centre
+
+
 def find_mode(values: np.ndarray) -> float:
-    """Half-sample mode of a sample: the densest half, again and again."""
+    """Half-sample mode of a sample: the densest half, again and again (Robertson & Cryer 1974)."""
     v = np.sort(np.asarray(values, dtype=np.float64))
     while len(v) > 3:
         half = (len(v) + 1) // 2

@@ -15,7 +15,7 @@ _TOLERANCE_PX = 1e-3  # the order is raised until the header follows the map thi
 
 
 def project_tan(ra: np.ndarray, dec: np.ndarray, ra0: float, dec0: float) -> tuple[np.ndarray, np.ndarray]:
-    """Standard coordinates (xi to the east, eta to the north) in degrees about (ra0, dec0); NaN on the far hemisphere."""
+    """Standard coordinates (xi east, eta north) in degrees about (ra0, dec0); NaN on the far hemisphere."""
     a, d, d0 = np.radians(np.asarray(ra) - ra0), np.radians(dec), np.radians(dec0)
     cosine = np.sin(d) * np.sin(d0) + np.cos(d) * np.cos(d0) * np.cos(a)
     safe = np.where(cosine > 1e-6, cosine, np.nan)
@@ -38,7 +38,7 @@ def fit_tan_sip(
 ) -> fits.Header:
     """TAN or TAN-SIP header through points of a smooth map.
 
-    The order is the lowest, from `min_order` to 5, that follows the points to 1e-3 px. CRPIX is the centre of the image.
+    The order is the lowest, from `min_order` to 5, that follows the points to 1e-3 px. CRPIX is the image's centre.
     Inverse coefficients (AP, BP) are fitted as well.
 
     Parameters

@@ -36,7 +36,10 @@ def _estimate_sky(electrons: np.ndarray, block_px: int) -> np.ndarray:
     my, mx = max(1, ny // block_px), max(1, nx // block_px)
     rows, columns = np.linspace(0, ny, my + 1).astype(int), np.linspace(0, nx, mx + 1).astype(int)
     medians = np.array(
-        [[np.median(electrons[rows[j] : rows[j + 1], columns[i] : columns[i + 1]]) for i in range(mx)] for j in range(my)]
+        [
+            [np.median(electrons[rows[j] : rows[j + 1], columns[i] : columns[i + 1]]) for i in range(mx)]
+            for j in range(my)
+        ]
     )
     smooth = zoom(np.maximum(medians, 0.0), (ny / my, nx / mx), order=1, mode="nearest", grid_mode=True)
     return np.maximum(smooth[:ny, :nx], 0.0).astype(np.float32)

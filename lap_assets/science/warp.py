@@ -57,12 +57,19 @@ class PixelMap:
 def lanczos_table() -> tuple[np.ndarray, np.ndarray]:
     """Kernel values and their squares, (PHASES + 1, 8) float32; taps −2…3 about the pixel below, two zeros to pad.
 
-    Each row sums to 1, so that a flat sky stays flat (Lanczos kernels alone ripple by 1 %).
+    Lanczos-3 with its moments put right: Σw = 1 and Σw dᵏ = 0 for k = 1, 2, 3 at every phase (d: distance of the tap), by adding
+    the window sinc(d/3) times a cubic, at most 0.01 anywhere. Bare Lanczos-3 makes a flat sky ripple by 1 % and, normalised,
+    still moves stars by 8 mpx per axis and their fluxes by 1.5e-4; this leaves 0.6 mpx and 6e-6 (FWHM 3.8 px, turned by 3°).
     """
     phase = np.arange(PHASES + 1)[:, None] / PHASES
     offset = phase - np.arange(-2, 4)[None, :]
-    kernel = np.sinc(offset) * np.sinc(offset / 3.0)
-    kernel /= kernel.sum(axis=1, keepdims=True)
+    window = np.sinc(offset / 3.0)
+    kernel = np.sinc(offset) * window
+    powers = offset[:, :, None] ** np.arange(4)
+    missing = np.array([1.0, 0.0, 0.0, 0.0]) - np.einsum("nk,nkp->np", kernel, powers)
+    gram = np.einsum("nk,nkp,nkq->npq", window, powers, powers)
+    cubic = np.linalg.solve(gram, missing[:, :, None])[:, :, 0]
+    kernel += window * np.einsum("nkp,np->nk", powers, cubic)
     table = np.zeros((PHASES + 1, 8), np.float32)
     table[:, :_TAPS] = kernel
     squares = np.zeros_like(table)

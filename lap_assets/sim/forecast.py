@@ -87,6 +87,6 @@ def summarize_lens(design: SurveyDesign, sky: Sky) -> dict[str, Any]:
         "ra": lens.ra_deg, "dec": lens.dec_deg, "z": lens.design.z, "m200c_msun": lens.design.m200c_msun,
         "c200c": lens.design.c200c, "z_source": z_source, "sigma_e": sigma_e,
         "n_measurable": len(chosen), "n_measurable_per_arcmin2": len(chosen) / (side * (side + width)),
-        "measurable": f"z > z_lens + 0.1, S/N in 1.4\" of the r stack > {SNR_CUT:g}, {_BLEND_ARCSEC:g}\" from brighter objects",
+        "measurable": f"z > z_lens + 0.1, r-stack S/N > {SNR_CUT:g} in 1.4\", brighter ones beyond {_BLEND_ARCSEC:g}\"",
         "expected_snr": {f"{r:g}": predict_snr(radius, tangential, sigma_e, 60.0 * r) for r in RADII_ARCMIN},
     }  # fmt: skip

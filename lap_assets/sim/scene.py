@@ -29,6 +29,8 @@ class ChipFrame:
     raw: np.ndarray
     cosmic_rays: np.ndarray | None = None
     sky_e: float = 0.0
+    read_noise_e: float = 0.0
+    throughput: float = 1.0  # mean over the chip
     fwhm_arcsec: float = 0.0
     psf_e1: float = 0.0
     psf_e2: float = 0.0
@@ -64,6 +66,8 @@ def make_chip_frame(design: SurveyDesign, frame: Frame, chip: str, sky: Sky, tra
             collected += hits
             result.cosmic_rays = hits > COSMIC_RAY_SIGMA * np.sqrt(light + detector.read_noise_e[0] ** 2)
             result.sky_e = float(np.mean(background))
+            result.read_noise_e = float(np.mean(detector.read_noise_e))
+            result.throughput = float(np.mean(throughput))
             _describe_psf(design, frame, chip, result)
     collected += rng.poisson(detector.hot_e)
     result.raw = detector.read_out(spread_bleed(collected, FULL_WELL_E), rng)

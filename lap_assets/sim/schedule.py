@@ -155,6 +155,6 @@ def _draw_conditions(
 def _draw_trail(design: SurveyDesign) -> Trail:
     """A trail that passes the axis at a distance, slanted, so that it crosses three chips."""
     rng = make_rng(design.seed, "trail")
-    angle = float(np.radians(rng.uniform(20.0, 70.0)) + 0.5 * np.pi * rng.integers(2))
+    angle = float(np.radians(rng.uniform(30.0, 60.0)) + 0.5 * np.pi * rng.integers(2))
     distance = float(rng.uniform(0.15, 0.35) * design.half_field_px * rng.choice([-1.0, 1.0]))
     return Trail(-distance * float(np.sin(angle)), distance * float(np.cos(angle)), angle, float(rng.uniform(400, 800)))

@@ -116,9 +116,21 @@ def _make_sky(design: SurveyDesign) -> tuple[Sky, pd.DataFrame]:
     frames = [frame for frame in plan_frames(design) if frame.kind == "object"]
 
     def is_covered(ra: np.ndarray, dec: np.ndarray) -> np.ndarray:
-        return np.all([_is_on_chip(design, frame, ra, dec) for frame in frames], axis=0)
+        # in every exposure of a pointing
+        names = sorted({frame.object for frame in frames})
+        groups = [[frame for frame in frames if frame.object == name] for name in names]
+        return np.any([_is_on_chips(design, group, ra, dec) for group in groups], axis=0)
 
     return sky, draw_transients(design, sky, is_covered)
+
+
+def _is_on_chips(design: SurveyDesign, frames: list[Frame], ra: np.ndarray, dec: np.ndarray) -> np.ndarray:
+    """(n,) bool: on some chip in each of the frames; stops at the first that has none."""
+    found = np.ones(len(ra), bool)
+    for frame in frames:
+        if found.any():
+            found &= _is_on_chip(design, frame, ra, dec)
+    return found
 
 
 def _is_on_chip(design: SurveyDesign, frame: Frame, ra: np.ndarray, dec: np.ndarray) -> np.ndarray:
@@ -148,7 +160,7 @@ def simulate_frame(out: Path, design: SurveyDesign, frame: Frame) -> list[dict[s
             "exposure": frame_id(design, frame), "chip": chip, "band": frame.band, "night": frame.night,
             "transparency": frame.transparency, "fwhm_arcsec": made.fwhm_arcsec, "psf_e1": made.psf_e1,
             "psf_e2": made.psf_e2, "psf_beta": frame.seeing.beta, "sky_e": made.sky_e,
-            "zero_point_mag": frame.zero_point_mag,
+            "read_noise_e": made.read_noise_e, "throughput": made.throughput, "zero_point_mag": frame.zero_point_mag,
         })  # fmt: skip
     write_frame(out, design, frame, chips)
     return rows

@@ -113,13 +113,7 @@ class Layout:
 
     def find_versions(self, data_id: DataId) -> list[Path]:
         """Content directories of a unit, the current one or not, sorted by name."""
-        folder = self.unit_dir(data_id)
-        try:
-            with os.scandir(folder) as entries:
-                names = [entry.name for entry in entries if is_content_name(entry.name)]
-        except (FileNotFoundError, NotADirectoryError):
-            return []
-        return [folder / name for name in sorted(names)]
+        return find_content_dirs(self.unit_dir(data_id))
 
     def find_all_units(self) -> Iterator[DataId]:
         """Data ids of all unit directories of the repository."""
@@ -128,10 +122,9 @@ class Layout:
                 if product in PRODUCTS:
                     yield from self.find_units(collection, product)
 
-    def shared_folders(self) -> list[Path]:
-        """Folders outside the units in which something may be written: those of the reference catalogues."""
-        base = self.store / REFCATS
-        return [base / name for name in _subfolders(base)]
+    def refcats(self) -> list[str]:
+        """Names of the reference catalogues, sorted."""
+        return _subfolders(self.store / REFCATS)
 
 
 def check_collection(name: str) -> str:
@@ -139,6 +132,11 @@ def check_collection(name: str) -> str:
     if check_name(name, "collection") in RESERVED:
         raise BadInput(f"collection {name!r} is not allowed: the name is used by the store itself")
     return name
+
+
+def find_content_dirs(folder: Path) -> list[Path]:
+    """Folders in `folder` that hold one version of something, sorted by name."""
+    return [folder / name for name in _subfolders(folder) if is_content_name(name)]
 
 
 def is_content_name(name: str) -> bool:

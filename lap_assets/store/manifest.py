@@ -4,6 +4,7 @@ The manifest is the fact about a unit; where it lies is `layout.py`'s, how it is
 """
 
 import hashlib
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,6 +18,8 @@ from lap_assets.store.layout import is_content_name
 from lap_assets.store.table_format import decode_json, encode_json
 
 FORMAT = 1
+SEAL = "manifest_sha256"
+_SEALED = re.compile(rb'(\n "' + SEAL.encode() + rb'": ")([0-9a-f]{64})(",?\n)')
 
 
 @dataclass(frozen=True)
@@ -104,15 +107,23 @@ def encode_manifest(manifest: Manifest) -> bytes:
 
 
 def _seal(document: dict[str, Any]) -> bytes:
-    """The document with its own hash, so that one flipped bit of a manifest shows."""
-    return encode_json(document | {"sha256": hashlib.sha256(encode_json(document)).hexdigest()})
+    """The document with a hash of its own bytes, so that one flipped bit of a manifest shows."""
+    blank = encode_json(document | {SEAL: "0" * 64})
+    return _SEALED.sub(rb"\g<1>" + hashlib.sha256(blank).hexdigest().encode() + rb"\g<3>", blank)
+
+
+def _is_sealed(data: bytes) -> bool:
+    match = _SEALED.search(data)
+    blank = _SEALED.sub(rb"\g<1>" + b"0" * 64 + rb"\g<3>", data)
+    return match is not None and hashlib.sha256(blank).hexdigest().encode() == match[2]
 
 
 def decode_manifest(data: bytes, expected: DataId) -> Manifest:
     """Read a manifest; raises `MalformedFile` unless it is complete, of a known format and that of `expected`."""
-    document = decode_json(data)
-    if document.pop("sha256", None) is None or _seal(document) != data:
+    if not _is_sealed(data):
         raise MalformedFile("the manifest differs from its own sha256")
+    document = decode_json(data)
+    del document[SEAL]
     try:
         if document.pop("format") != FORMAT:
             raise MalformedFile(f"not a manifest of format {FORMAT}")

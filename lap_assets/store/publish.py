@@ -173,7 +173,7 @@ def replace_file(path: Path, data: bytes, check: Callable[[], None] = lambda: No
     """Replace a small file atomically and durably; `check` is asked last and may refuse by raising."""
     scratch = temporary_beside(path.parent)
     try:
-        _write_synced(scratch, data)
+        write_synced(scratch, data)
         check()
         scratch.replace(path)
     finally:
@@ -187,13 +187,14 @@ def write_folder(parent: Path, name: str, files: Mapping[str, bytes]) -> None:
         return
     with _temporary_folder(parent) as scratch:
         for one, data in files.items():
-            _write_synced(scratch / one, data)
+            write_synced(scratch / one, data)
         sync_folder(scratch)
         scratch.rename(parent / name)
     sync_folder(parent)
 
 
-def _write_synced(path: Path, data: bytes) -> None:
+def write_synced(path: Path, data: bytes) -> None:
+    """Write a new file and fsync it."""
     with path.open("xb") as stream:
         stream.write(data)
         stream.flush()

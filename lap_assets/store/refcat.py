@@ -68,13 +68,21 @@ def describe_refcat(layout: Layout, name: str) -> dict:
     """What is known of a catalogue: rows, columns, version; raises `NotFound`."""
     path = layout.refcat_dir(name) / DESCRIPTION
     try:
-        return decode_json(path.read_bytes())
+        publish.check_inside(path.parent)
+        with open_member(path) as stream:
+            return decode_json(stream.read())
     except FileNotFoundError:
         raise NotFound(
             f"reference catalogue {name!r} is missing: run `lap ingest FILE --kind refcat --name {name}`"
         ) from None
-    except MalformedFile as error:
+    except (MalformedFile, OSError) as error:
         raise IntegrityError(f"reference catalogue {name}: {path}: {error}; ingest it again") from None
+
+
+def check_refcat(layout: Layout, name: str) -> int:
+    """Read every shard of a catalogue; returns the number of rows, raises `IntegrityError` if one is damaged."""
+    document = describe_refcat(layout, name)
+    return sum(len(table) for table in _read_shards(layout, name, document, [int(one) for one in document["shards"]]))
 
 
 def read_refcat(layout: Layout, name: str, ra_deg: float, dec_deg: float, radius_deg: float) -> pd.DataFrame:
@@ -109,10 +117,12 @@ def _read_shards(layout: Layout, name: str, document: dict, pixels: list[int]) -
             continue
         path = layout.refcat_shard(name, document["version"], pixel)
         try:
+            publish.check_inside(path.parent)
             with open_member(path) as stream:
                 if hash_file(stream) != document["shards"][str(pixel)][1]:
                     raise MalformedFile("the bytes differ from the recorded sha256")
-            yield decode_table(path.read_bytes())[0]
+                stream.seek(0)
+                yield decode_table(stream.read())[0]
         except (OSError, MalformedFile) as error:
             raise IntegrityError(f"reference catalogue {name}: {path}: {error}; ingest it again") from None
 

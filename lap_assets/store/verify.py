@@ -7,18 +7,20 @@ Nothing is repaired here: a quarantined unit is missing, and a run makes it agai
 import contextlib
 import shutil
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from lap_assets.errors import IntegrityError
+from lap_assets.errors import IntegrityError, NotFound
 from lap_assets.model.ids import DataId
 from lap_assets.model.products import get_product
 from lap_assets.model.states import CORRUPT
+from lap_assets.store import refcat
 from lap_assets.store.files import check_size, open_member, verify_member
 from lap_assets.store.fits_format import MalformedFile
-from lap_assets.store.layout import MANIFEST, Layout, is_temporary, temporary_beside
+from lap_assets.store.layout import MANIFEST, Layout, find_content_dirs, is_temporary, temporary_beside
 from lap_assets.store.manifest import Manifest, decode_manifest
-from lap_assets.store.publish import check_inside, create_folders, replace_file, sync_folder
+from lap_assets.store.publish import check_inside, create_folders, sync_folder, write_synced
 from lap_assets.store.repo import Repo
 from lap_assets.store.table_format import encode_json
 
@@ -40,6 +42,8 @@ class FsckReport:
         Versions no manifest names: replaced ones, and those of a writer that was killed. `sweep` removes them.
     removed : list of Path
         Temporary files and folders of writers that are gone.
+    damaged : list of str
+        What is broken but no unit (reference catalogues, the journal), one line each with what to do.
     """
 
     units: int = 0
@@ -47,11 +51,12 @@ class FsckReport:
     broken: dict[DataId, str] = field(default_factory=dict)
     orphans: list[Path] = field(default_factory=list)
     removed: list[Path] = field(default_factory=list)
+    damaged: list[str] = field(default_factory=list)
 
     @property
     def lines(self) -> list[str]:
         """The report as lines for a terminal."""
-        lines = [f"{data_id}: {problem}" for data_id, problem in self.broken.items()]
+        lines = [f"{data_id}: {problem}" for data_id, problem in self.broken.items()] + self.damaged
         lines.append(
             f"{self.units} units, {self.bytes / 1e6:.1f} MB: {len(self.broken)} broken and quarantined, "
             f"{len(self.removed)} left-over temporary files removed, {len(self.orphans)} replaced versions kept"
@@ -76,9 +81,23 @@ def fsck(repo: Repo, full: bool = False, now: float | None = None, keep_seconds:
     for data_id in layout.find_all_units():
         _check_unit(layout, data_id, full, report)
         report.removed += remove_temporary(layout.unit_dir(data_id), before)
-    for folder in layout.shared_folders():
-        report.removed += remove_temporary(folder, before)
+    for name in layout.refcats():
+        report.removed += remove_temporary(layout.refcat_dir(name), before)
+    report.damaged = find_damage(repo, full)
     return report
+
+
+def find_damage(repo: Repo, full: bool) -> list[str]:
+    """What is wrong with reference catalogues (all rows only if `full`) and the journal; one line each."""
+    check = refcat.check_refcat if full else refcat.describe_refcat
+    checks = [lambda name=name: check(repo.layout, name) for name in repo.layout.refcats()]
+    damaged = []
+    for one in (*checks, repo.read_journal):
+        try:
+            one()
+        except (IntegrityError, NotFound) as error:
+            damaged.append(str(error))
+    return damaged
 
 
 def _check_unit(layout: Layout, data_id: DataId, full: bool, report: FsckReport) -> None:
@@ -124,17 +143,17 @@ def _find_problem(layout: Layout, data_id: DataId, full: bool) -> tuple[Manifest
 def quarantine_unit(layout: Layout, data_id: DataId, manifest: Manifest | None, problem: str) -> Path:
     """Move the current version of a unit, then its manifest, out of the way, bytes kept; returns the new folder.
 
-    In this order: killed between the two moves, the unit is still found broken the next time.
+    In this order: killed before the last move, the unit is found broken again the next time.
     """
     place = _make_place(layout, data_id)
+    write_synced(place / NOTE, encode_json({"data_id": str(data_id), "state": CORRUPT, "reason": problem}))
     if manifest and manifest.directory:
         with contextlib.suppress(FileNotFoundError):
             layout.content_dir(data_id, manifest.directory).rename(place / manifest.directory)
     with contextlib.suppress(FileNotFoundError):
         layout.manifest(data_id).rename(place / MANIFEST)
-    sync_folder(layout.unit_dir(data_id))
-    note = {"data_id": str(data_id), "state": CORRUPT, "reason": problem}
-    replace_file(place / NOTE, encode_json(note))
+    for folder in (place, place.parent, layout.unit_dir(data_id)):
+        sync_folder(folder)
     return place
 
 
@@ -185,23 +204,27 @@ def sweep(
     leased : set of DataId
         Units someone holds a lease on: left alone.
     """
-    now = time.time() if now is None else now
+    before = (time.time() if now is None else now) - keep_seconds
     removed, layout = [], repo.layout
     for data_id in layout.find_all_units():
         if data_id not in leased:
-            removed += _sweep_unit(layout, data_id, now - keep_seconds)
+            removed += _sweep_folder(layout.manifest(data_id), before, lambda d=data_id: _current_unit(layout, d))
+    for name in layout.refcats():
+        description = layout.refcat_dir(name) / refcat.DESCRIPTION
+        removed += _sweep_folder(description, before, lambda n=name: refcat.describe_refcat(layout, n)["version"])
     return removed
 
 
-def _sweep_unit(layout: Layout, data_id: DataId, before: float) -> list[Path]:
-    removed, folder = [], layout.unit_dir(data_id)
-    for entry in layout.find_versions(data_id):
-        if _last_used(folder, entry) > before or _is_current(folder, data_id, entry):
+def _sweep_folder(document: Path, before: float, read_current: Callable[[], str]) -> list[Path]:
+    """Remove the versions beside `document` that it does not name, unless they may have been current since `before`."""
+    removed, folder = [], document.parent
+    for entry in find_content_dirs(folder):
+        if _last_used(document, entry) > before or _is_current(entry, read_current):
             continue
         scratch = temporary_beside(folder)
         entry.rename(scratch)
         # a writer may have taken it up again between the two looks
-        if _is_current(folder, data_id, entry):
+        if _is_current(entry, read_current):
             scratch.rename(entry)
             continue
         shutil.rmtree(scratch)
@@ -209,18 +232,23 @@ def _sweep_unit(layout: Layout, data_id: DataId, before: float) -> list[Path]:
     return removed
 
 
-def _last_used(folder: Path, entry: Path) -> float:
-    """Time until which a version may have been the current one: when the manifest was replaced, or it was written."""
+def _last_used(document: Path, entry: Path) -> float:
+    """Time until which a version may have been the current one: when the document was replaced, or it was written."""
     times = [entry.stat().st_mtime]
     with contextlib.suppress(FileNotFoundError):
-        times.append((folder / MANIFEST).stat().st_mtime)
+        times.append(document.stat().st_mtime)
     return max(times)
 
 
-def _is_current(folder: Path, data_id: DataId, entry: Path) -> bool:
+def _current_unit(layout: Layout, data_id: DataId) -> str:
+    with open_member(layout.manifest(data_id)) as stream:
+        return decode_manifest(stream.read(), data_id).directory
+
+
+def _is_current(entry: Path, read_current: Callable[[], str]) -> bool:
     try:
-        return decode_manifest((folder / MANIFEST).read_bytes(), data_id).directory == entry.name
-    except FileNotFoundError:
+        return read_current() == entry.name
+    except (FileNotFoundError, NotFound):
         return False
-    except MalformedFile:
+    except (MalformedFile, IntegrityError, OSError):
         return True  # cannot be told: leave it to fsck

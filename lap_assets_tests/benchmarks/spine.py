@@ -31,7 +31,18 @@ FIGURES = (
 def run_demo(folder: Path, seed: int, size: str = "demo") -> dict:
     """Run `lap demo` in a process of its own; its report."""
     out = folder / f"report-{seed}.json"
-    command = [*LAP, "demo", "--dir", str(folder / f"seed{seed}"), "--seed", str(seed), "--size", size, "--json", str(out)]
+    command = [
+        *LAP,
+        "demo",
+        "--dir",
+        str(folder / f"seed{seed}"),
+        "--seed",
+        str(seed),
+        "--size",
+        size,
+        "--json",
+        str(out),
+    ]
     subprocess.run(command, check=False, stdout=subprocess.DEVNULL)
     return json.loads(out.read_text()) if out.exists() else {}
 
@@ -40,7 +51,17 @@ def rows_of(report: dict, prefix: str, command: str) -> list[Row]:
     """The figures of a demo report as rows."""
     rows = [Row(f"{prefix}.{name}", report.get(name), unit, target, "truth", command) for name, unit, target in FIGURES]
     deviation = report.get("mass_deviation_sigma")
-    return [*rows, Row(f"{prefix}.mass_within_sigma", None if deviation is None else abs(deviation), "sigma", "<= 2", "truth", command)]
+    return [
+        *rows,
+        Row(
+            f"{prefix}.mass_within_sigma",
+            None if deviation is None else abs(deviation),
+            "sigma",
+            "<= 2",
+            "truth",
+            command,
+        ),
+    ]
 
 
 def bench_demo() -> list[Row]:
@@ -79,10 +100,21 @@ def bench_definitions() -> list[Row]:
     with tempfile.TemporaryDirectory() as folder:
         run_demo(Path(folder), 1, "tiny")
         root = next(Path(folder).glob("*/survey"))
-        code = "import dagster, time; t = time.perf_counter(); from lap_assets.definitions import build_defs; from pathlib import Path; " \
+        code = (
+            "import dagster, time; t = time.perf_counter(); from lap_assets.definitions import build_defs; from pathlib import Path; "
             f"build_defs(Path({str(root)!r})).resolve_all_job_defs(); print(time.perf_counter() - t)"
-        found = [float(subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split()[-1]) for _ in range(4)]
-    return [Row("spine.definitions", statistics.median(found[1:]), "s", "<= 1.5", "", "make bench ONLY=spine.definitions")]
+        )
+        found = [
+            float(
+                subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split()[
+                    -1
+                ]
+            )
+            for _ in range(4)
+        ]
+    return [
+        Row("spine.definitions", statistics.median(found[1:]), "s", "<= 1.5", "", "make bench ONLY=spine.definitions")
+    ]
 
 
 BENCHMARKS = {

@@ -15,8 +15,11 @@ from lap_assets_tests.store.samples import FINAL, STACK, check_stack, make_stack
 from lap_assets_tests.store.test_refcat import make_refcat
 
 
-def kill_everywhere(folder, action, prepare, inspect) -> list:
-    """Kill `action` before each of its calls, each time on a fresh copy; returns what `inspect` saw, in order."""
+def kill_everywhere(folder, action, prepare, inspect) -> tuple[list, list]:
+    """Kill `action` before each of its calls, each time on a fresh copy.
+
+    Returns the calls and what `inspect` saw when it was killed before each, and at last what it sees without a kill.
+    """
     original, log = folder / "original", folder / "log"
     prepare(original)
 
@@ -30,13 +33,13 @@ def kill_everywhere(folder, action, prepare, inspect) -> list:
         kill_before(call, action, copy("killed"), copy("scratch"), log)
         seen.append(inspect(folder / "killed"))
     seen.append(inspect(folder / "whole"))
-    return seen
+    return calls, seen
 
 
-def assert_switches_once(seen, old, new):
-    """First only the old, then only the new: never anything else, never back."""
-    assert set(seen) == {old, new}
-    assert seen == sorted(seen, key=[old, new].index)
+def assert_switches_once(calls, seen, old, new, name="manifest.json"):
+    """Only the old until the file `name` is renamed into place, only the new from then on."""
+    switch = next(i for i, call in enumerate(calls) if call.name.startswith("rename") and call.paths[-1].endswith(name))
+    assert seen == [old] * (switch + 1) + [new] * (len(calls) - switch)
 
 
 def leave_no_trace(root: Path) -> None:
@@ -60,9 +63,9 @@ def read_version(root: Path) -> float:
 
 
 def test_killed_anywhere_the_old_version_is_intact_or_the_new_one_complete(folder):
-    seen = kill_everywhere(folder, actions.publish_new, actions.publish_old, read_version)
-    assert_switches_once(seen, OLD, NEW)
-    assert len(seen) > 30  # it really was killed at every write and fsync of two members and a manifest
+    calls, seen = kill_everywhere(folder, actions.publish_new, actions.publish_old, read_version)
+    assert_switches_once(calls, seen, OLD, NEW)
+    assert len(calls) > 30  # it really was killed at every write and fsync of two members and a manifest
 
 
 def test_killed_anywhere_a_first_version_is_absent_or_complete(folder):
@@ -71,7 +74,7 @@ def test_killed_anywhere_a_first_version_is_absent_or_complete(folder):
         leave_no_trace(root)
         return value
 
-    assert_switches_once(kill_everywhere(folder, actions.publish_new, Path.mkdir, inspect), None, NEW)
+    assert_switches_once(*kill_everywhere(folder, actions.publish_new, Path.mkdir, inspect), None, NEW)
 
 
 def test_killed_anywhere_a_result_without_members_replaces_whole(folder):
@@ -82,8 +85,8 @@ def test_killed_anywhere_a_result_without_members_replaces_whole(folder):
         leave_no_trace(root)
         return manifest.state
 
-    seen = kill_everywhere(folder, actions.publish_result, actions.publish_old, inspect)
-    assert_switches_once(seen, "done", "no_work")
+    calls, seen = kill_everywhere(folder, actions.publish_result, actions.publish_old, inspect)
+    assert_switches_once(calls, seen, "done", "no_work")
 
 
 def test_killed_anywhere_a_reference_is_absent_or_complete_and_its_source_unharmed(folder):
@@ -93,8 +96,8 @@ def test_killed_anywhere_a_reference_is_absent_or_complete_and_its_source_unharm
         leave_no_trace(root)
         return value
 
-    seen = kill_everywhere(folder, actions.publish_reference, actions.publish_old, inspect)
-    assert_switches_once(seen, None, OLD)
+    calls, seen = kill_everywhere(folder, actions.publish_reference, actions.publish_old, inspect)
+    assert_switches_once(calls, seen, None, OLD)
 
 
 def test_killed_anywhere_quarantine_never_shows_or_loses_the_broken_bytes(folder):
@@ -120,8 +123,8 @@ def test_killed_anywhere_quarantine_never_shows_or_loses_the_broken_bytes(folder
         leave_no_trace(root)
         return "repaired"
 
-    seen = kill_everywhere(folder, actions.check_and_quarantine, prepare, inspect)
-    assert len(seen) > 5
+    calls, _ = kill_everywhere(folder, actions.check_and_quarantine, prepare, inspect)
+    assert [call.name for call in calls].count("rename") == 2
 
 
 def test_killed_anywhere_the_sweep_leaves_the_current_version(folder):
@@ -134,7 +137,9 @@ def test_killed_anywhere_the_sweep_leaves_the_current_version(folder):
         leave_no_trace(root)
         return value
 
-    assert set(kill_everywhere(folder, actions.sweep_all, prepare, inspect)) == {NEW}
+    calls, seen = kill_everywhere(folder, actions.sweep_all, prepare, inspect)
+    assert set(seen) == {NEW}
+    assert "unlinkat" in {call.name for call in calls} or "unlink" in {call.name for call in calls}
 
 
 def test_killed_anywhere_the_journal_keeps_what_was_in_it(folder):
@@ -147,8 +152,8 @@ def test_killed_anywhere_the_journal_keeps_what_was_in_it(folder):
         assert Repo(root).read_journal() == [*entries, {"n": 2}]
         return len(entries)
 
-    seen = kill_everywhere(folder, actions.append_to_journal, lambda root: Repo(root).append_journal(first), inspect)
-    assert_switches_once(seen, 1, 2)
+    calls, seen = kill_everywhere(folder, actions.append_to_journal, lambda r: Repo(r).append_journal(first), inspect)
+    assert seen == [1] * (1 + [call.name for call in calls].index("write")) + [2] * (len(seen) - seen.count(1))
 
 
 def test_killed_anywhere_a_reference_catalogue_is_the_old_or_the_new_one(folder):
@@ -161,4 +166,4 @@ def test_killed_anywhere_a_reference_catalogue_is_the_old_or_the_new_one(folder)
         assert len(Repo(root).read_refcat("gaia", 15.0, 0.0, 9.0)) == 2
         return rows
 
-    assert_switches_once(kill_everywhere(folder, actions.replace_refcat, prepare, inspect), 1, 2)
+    assert_switches_once(*kill_everywhere(folder, actions.replace_refcat, prepare, inspect), 1, 2, "refcat.json")

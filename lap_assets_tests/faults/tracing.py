@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass
+from multiprocessing.connection import wait
 from pathlib import Path
 
 from lap_assets_tests.conftest import require_tool
@@ -130,18 +131,13 @@ def kill_before(call: Call, action: Callable[[Path], None], root: Path, scratch:
     assert process.exitcode == -signal.SIGKILL, f"{call}: ended with {process.exitcode}"
 
 
-def wait_until_stopped(process) -> bool:
-    """Wait until a process is stopped (True) or has ended (False)."""
-    while True:
-        try:
-            state = Path(f"/proc/{process.pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
-        except FileNotFoundError:
-            return False
-        if state in "Tt" and "SIGSTOP" in _pending_stop(process.pid):
-            return True
-        if state in "ZX":
-            return False
-
-
-def _pending_stop(pid: int) -> str:
-    return "SIGSTOP" if Path(f"/proc/{pid}/wchan").exists() else ""
+def stop_after(call: Call, action: Callable[[Path], None], root: Path, scratch: Path, log: Path, meanwhile) -> bool:
+    """Stop an action's process after `call`, do `meanwhile`, let it go on; False if it was refused then."""
+    with traced(action, root, scratch, log, f"{call.name}:signal=STOP:when={call.ordinal}") as process:
+        while "stopped by SIGSTOP" not in log.read_text():
+            ended = wait([process.sentinel], timeout=0.005)
+            assert not ended, f"{call}: ended with {process.exitcode} before it was stopped"
+        meanwhile()
+        os.kill(process.pid, signal.SIGCONT)
+    assert process.exitcode in _RESULT.values()
+    return process.exitcode == _RESULT["done"]

@@ -20,7 +20,9 @@ def make_survey(n: int = 3, bands: str = "gr") -> Survey:
         for band in bands
         for i in range(n)
     }
-    runs = tuple(Run(k, "demo.0", b, tuple(e for e in exposures if e.startswith(f"cam-{b}"))) for k, b in enumerate(bands))
+    runs = tuple(
+        Run(k, "demo.0", b, tuple(e for e in exposures if e.startswith(f"cam-{b}"))) for k, b in enumerate(bands)
+    )
     bias = CalibrationSet("cam|bias|all|2026-01-01", "cam", "bias", "all", "2026-01-01")
     flats = [CalibrationSet(f"cam|flat|{b}|2026-01-01", "cam", "flat", b, "2026-01-01") for b in bands]
     return Survey(
@@ -29,7 +31,10 @@ def make_survey(n: int = 3, bands: str = "gr") -> Survey:
         {"demo.0": None},
         runs,
         {c.key: c for c in (bias, *flats)},
-        {e: (("master_biases", bias.key), ("master_flats", f"cam|flat|{x.band}|2026-01-01")) for e, x in exposures.items()},
+        {
+            e: (("master_biases", bias.key), ("master_flats", f"cam|flat|{x.band}|2026-01-01"))
+            for e, x in exposures.items()
+        },
     )
 
 

@@ -11,7 +11,8 @@ from lap_assets.pipeline.foreign_tables import inspect_refcat, read_zero_points
 COLUMNS = ["source_id", "ra", "dec", "pmra", "pmdec", "ra_err_mas", "dec_err_mas", "ref_epoch_yr"]
 GAIA = {
     "source_id": np.array([4008355572763257088, 5, 6]), "ra": [10.0, 359.99, np.nan], "dec": [1.0, -2.0, 3.0],
-    "ra_error": [0.5, np.nan, 0.1], "dec_error": [0.4, 0.0, 0.1], "pmra": [-9.25, np.nan, 1.0], "pmdec": [9.5, 0.0, 1.0],
+    "ra_error": [0.5, np.nan, 0.1], "dec_error": [0.4, 0.0, 0.1],
+    "pmra": [-9.25, np.nan, 1.0], "pmdec": [9.5, 0.0, 1.0],
     "ref_epoch": [2015.5, 2015.5, 2015.5], "phot_g_mean_mag": [19.6, 20.0, 21.0], "a_g_val": [0.1, 0.2, 0.3],
 }  # fmt: skip
 

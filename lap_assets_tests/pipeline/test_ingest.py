@@ -1,7 +1,9 @@
 """Ingest of files from outside: what is read from good ones, and one clear line for each bad one."""
 
 import gzip
+import re
 import shutil
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -17,13 +19,14 @@ AMPLIFIERS = [
     {"name": "A", "overscan": [0, 4, 0, 12], "data": [4, 12, 0, 12], "target": [0, 8, 0, 12]},
     {"name": "B", "overscan": [20, 24, 0, 12], "data": [12, 20, 0, 12], "target": [8, 16, 0, 12]},
 ]
+CD_DEG = [[-1.4e-4, 0.0], [0.0, 1.4e-4]]
 CAMERA = Camera(
     name="cam",
     pixel_scale_arcsec=0.5,
     filters={"red 1": "r", "green": "g"},
     header={"night": "NIGHT", "comment": "OBSCOMM", "obs_mode": "OBSMODE", "instruments": ["CAM"]},
     calibrated={"image_tag": "_ooi", "inverse_variance_tag": "_oow", "mask_tag": "_ood", "mask_codes": {1: ["BAD"]}},
-    chip_defaults={"nx": 16, "ny": 12, "raw_nx": 24, "raw_ny": 12, "cd_deg": [[-1.4e-4, 0.0], [0.0, 1.4e-4]], "amplifiers": AMPLIFIERS},
+    chip_defaults={"nx": 16, "ny": 12, "raw_nx": 24, "raw_ny": 12, "cd_deg": CD_DEG, "amplifiers": AMPLIFIERS},
     chips={"c0": {"crpix": [18.0, 6.0]}, "c1": {"crpix": [-2.0, 6.0]}, "dead": {"crpix": [38.0, 6.0], "broken": True}},
 )  # fmt: skip
 CARDS = {
@@ -41,9 +44,9 @@ TPV = {
 def write_raw(path: Path, chips=("c0", "c1", "dead"), pixels=None, extension=None, **cards) -> Path:
     """A raw file; `cards` replace those of the primary header (None: left out), `extension` is added to each chip."""
     primary = fits.PrimaryHDU()
-    for key, value in (CARDS | cards).items():
+    for key, value in (CARDS | {key.replace("_", "-"): value for key, value in cards.items()}).items():
         if value is not None:
-            primary.header[key.replace("_", "-")] = value
+            primary.header[key] = value
     units = [primary]
     for i, name in enumerate(chips):
         data = np.full((12, 24), 1000 + i, np.uint16) if pixels is None else pixels
@@ -92,8 +95,8 @@ def test_raw_exposure_is_read_as_its_header_says(tmp_path):
     assert (one.object, one.comment, one.obs_mode, one.kind) == ("M 31", "visit 1 of 2", "3PI", "raw")
     # the broken chip is left out
     assert [(chip.chip, chip.hdu, chip.path) for chip in one.chips] == [
-        ("c0", "C0", str(path)),
-        ("c1", "C1", str(path)),
+        ("c0", "c0", str(path)),
+        ("c1", "c1", str(path)),
     ]
 
 
@@ -156,14 +159,10 @@ def test_headers_that_cannot_be_used(tmp_path, cards, said):
     if said is None:  # a name like any other: CAMERA--5
         assert [one.id for one in inspect_raw([path], CAMERA)[0]] == ["cam--5"]
     else:
-        import re
-
         assert re.search(said, reject(path)) or said in reject(path)
 
 
 def test_number_of_300_characters(tmp_path):
-    import warnings
-
     path = write_raw(tmp_path / "bad.fits")
     with warnings.catch_warnings(), fits.open(path, mode="update") as hdus:
         warnings.simplefilter("ignore")
@@ -191,14 +190,12 @@ def test_missing_optional_keys_have_defaults(tmp_path):
     ],
 )
 def test_images_that_cannot_be_used(tmp_path, values, said):
-    import re
-
     assert re.search(said, reject(write_raw(tmp_path / "bad.fits", **values)))
 
 
 def test_file_cut_at_every_block_is_set_aside(tmp_path):
     """Astropy only warns of a truncated file, and reads what is left; here none of them passes."""
-    whole = write_raw(tmp_path / "whole.fits").read_bytes()
+    whole = write_raw(tmp_path / "whole.fits", chips=("dead", "c0", "c1")).read_bytes()
     assert len(whole) % 2880 == 0 and len(whole) > 5 * 2880
     for size in [*range(0, len(whole), 2880), len(whole) - 1, len(whole) - 2000, 100]:
         path = tmp_path / "bad.fits"
@@ -307,8 +304,6 @@ def test_files_of_one_exposure_are_joined(tmp_path):
     ],
 )
 def test_calibrated_files_that_cannot_be_used(tmp_path, values, said):
-    import re
-
     bad = write_calibrated(tmp_path, "bad", **values)
     good = write_calibrated(tmp_path, "good", cards={"EXPNUM": 99})
     exposures, rejected = inspect_calibrated([bad, good], CAMERA)
@@ -390,8 +385,14 @@ def test_decam_cutouts_are_nine_exposures_with_zero_points(shared_data):
         row = table[int(one.id.removeprefix("decam-")), one.chips[0].chip]
         assert one.chips[0].zero_point_mag == pytest.approx(row["ccdzpt"] + 2.5 * np.log10(row["exptime"]), abs=1e-5)
         assert one.mjd == pytest.approx(row["mjd_obs"], abs=1e-6)
-        # all cut-outs show one field of 65 arcsec
-        centre = np.mean(one.chips[0].footprint, axis=0)
-        assert np.hypot((centre[0] - 186.7440) * np.cos(np.radians(25.46)), centre[1] - 25.4618) * 3600 < 5.0
+    # they were cut from one field of 65 arcsec; some end earlier, at the edge of their chip
+    ra, dec = np.array([one.chips[0].footprint for one in exposures]).transpose(2, 0, 1)
+    height = np.array([dec.max(axis=1).min() - dec.min(axis=1).max()])
+    width = (ra.max(axis=1).min() - ra.min(axis=1).max()) * np.cos(np.radians(25.46))
+    assert 45.0 < 3600 * width < 66.0 and 60.0 < 3600 * height < 66.0
+    for one in exposures:
+        image = fits.getheader(one.chips[0].path, 1)
+        side = np.diff(np.array(one.chips[0].footprint[:2]) * [np.cos(np.radians(25.46)), 1.0], axis=0)
+        assert 3600 * np.hypot(*side[0]) == pytest.approx(0.2626 * image["NAXIS1"], rel=0.01)
     nights = {one.id: one.night for one in exposures}
     assert nights["decam-630780"] == "2017-03-15"  # taken at 06:18 UT on the 16th

@@ -5,7 +5,7 @@ import pytest
 from astropy import units as u
 from astropy.coordinates import SkyCoord
 from astropy.wcs import WCS
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lap_assets.science.plane import project_positions, turn_to_plane, turn_to_sky, unproject_positions
@@ -23,6 +23,7 @@ def tan_wcs(ra0, dec0, mirrored=True, rotation_deg=0.0):
     return wcs
 
 
+@settings(deadline=None)
 @given(ra0=st.floats(0, 359.9), dec0=st.floats(-89, 89), x=st.floats(-100, 100), y=st.floats(-100, 100))
 def test_projection_is_inverted(ra0, dec0, x, y):
     ra, dec = unproject_positions(np.array([x]), np.array([y]), ra0, dec0)

@@ -22,7 +22,7 @@ NO_TRANSIENTS = pd.DataFrame({"ra": [], "dec": [], "mag": []}, dtype=float)
 APERTURE_PX = 12.0
 
 
-def put_stars(mag, step=48):
+def put_stars(mag, step=44):
     """A sky of equal stars on a grid of the chip in `FRAME`, and nothing else; also their nominal pixels."""
     size = DESIGN.chip_px
     grid = np.arange(30.0, size - 30.0, step)

@@ -19,7 +19,7 @@ def test_a_torn_last_line_is_left_out_and_the_next_entry_survives(tmp_path):
     path = tmp_path / "journal.jsonl"
     append_entry(path, {"n": 1, "text": "long enough to be torn"})
     whole = path.read_bytes()
-    append_entry(path, {"n": 2, "text": "long enough to be torn"})
+    append_entry(path, {"n": 2, "text": "long enough to be torn", "a": {"b": {"c": [{}]}}})
     line = path.read_bytes()[len(whole) :]
     for length in range(1, len(line)):
         path.write_bytes(whole + line[:length])
@@ -44,6 +44,12 @@ def test_what_json_cannot_hold_is_refused_before_anything_is_written(tmp_path):
     with pytest.raises(PermanentFailure):
         append_entry(path, {"x": float("inf")})
     assert not path.exists()
+
+
+def test_the_journal_is_no_link(tmp_path):
+    (tmp_path / "journal.jsonl").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(OSError):
+        append_entry(tmp_path / "journal.jsonl", {"n": 1})
 
 
 def append_many(path, writer):

@@ -6,7 +6,7 @@ import pytest
 from lap_assets.model.ids import Pin
 from lap_assets.store.files import MemberRecord
 from lap_assets.store.fits_format import MalformedFile
-from lap_assets.store.manifest import Manifest, _seal, decode_manifest, encode_manifest
+from lap_assets.store.manifest import SEAL, Manifest, _seal, decode_manifest, encode_manifest
 from lap_assets_tests.store.samples import FINAL, STACK, WARP
 
 RECORD = MemberRecord("image.fits", 10, "a" * 64, "b" * 64)
@@ -31,7 +31,7 @@ MANIFEST = Manifest(
 
 def document() -> dict:
     plain = json.loads(encode_manifest(MANIFEST))
-    del plain["sha256"]
+    del plain[SEAL]
     return plain
 
 

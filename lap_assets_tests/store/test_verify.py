@@ -10,6 +10,7 @@ from lap_assets.store.repo import Repo
 from lap_assets.store.table_format import decode_json
 from lap_assets.store.verify import NOTE, fsck, sweep
 from lap_assets_tests.store.samples import FINAL, STACK, WARP, check_stack, make_image, make_stack, publish
+from lap_assets_tests.store.test_refcat import make_refcat
 
 HOUR = 3600.0
 
@@ -177,3 +178,26 @@ def test_under_a_damaged_manifest_nothing_is_swept(repo):
     publish(repo, STACK, make_stack(4))
     damage_manifest(repo)
     assert sweep(repo, now=time.time() + 100 * HOUR) == []
+
+
+def test_catalogues_and_journal_are_checked_too(repo):
+    repo.write_refcat("gaia", make_refcat([10.0], [0.0]))
+    repo.append_journal({"n": 1})
+    repo.append_journal({"n": 2})
+    assert fsck(repo, full=True).damaged == []
+    shard = next((repo.layout.refcat_dir("gaia")).rglob("*.parquet"))
+    flip(shard, 100)
+    flip(repo.layout.journal, 1)
+    report = fsck(repo, full=True)
+    assert [text for text in report.damaged if "gaia" in text and "ingest it again" in text]
+    assert [text for text in report.damaged if "line 1" in text and "backup" in text]
+    assert set(report.damaged) <= set(report.lines)
+
+
+def test_replaced_catalogues_go_after_an_hour(repo):
+    repo.write_refcat("gaia", make_refcat([10.0], [0.0]))
+    repo.write_refcat("gaia", make_refcat([10.0, 11.0], [0.0, 0.0]))
+    now = time.time()
+    assert sweep(repo, now=now + 0.9 * HOUR) == []
+    assert len(sweep(repo, now=now + 1.1 * HOUR)) == 1
+    assert len(repo.read_refcat("gaia", 10.5, 0.0, 2.0)) == 2

@@ -15,7 +15,7 @@ def build(stages: Stages) -> list[dg.AssetsDefinition]:
 
     @stages.asset
     def master_flats(context):
-        """Sigma-clipped mean of the flat frames of each chip, on one scale for the mosaic, with dead pixels and columns."""
+        """Sigma-clipped mean of the flat frames of each chip, on one scale for the mosaic, with its dead pixels."""
         yield from context.resources.lap.make(context)
 
     return [master_biases, master_flats]

@@ -46,7 +46,8 @@ class Stages:
             key,
             deps=[self.partitions.dep(product.name, name, self.collection_of(name)) for name in product.inputs],
             description=body.__doc__,
-            group_name=collection.replace(".", "_").replace("-", "_"),
+            # masters stand with the first collection: with a single group the UI opens the graph, with two it folds them
+            group_name=self.survey.collection.replace(".", "_").replace("-", "_"),
             code_version=self.settings_hashes.get(product.name),
             kinds={"fits" if any(m.planes for m in product.members) else "parquet"},
             metadata={
@@ -61,7 +62,9 @@ class Stages:
             # partitioned checks are a preview feature in the Dagster version we pin
             warnings.simplefilter("ignore", dg.PreviewWarning)
             checks = [
-                dg.AssetCheckSpec(name, asset=key, description=text, blocking=name == BLOCKING, partitions_def=partitions)
+                dg.AssetCheckSpec(
+                    name, asset=key, description=text, blocking=name == BLOCKING, partitions_def=partitions
+                )
                 for name, text in CHECKS.items()
             ]
         return dg.multi_asset(
