@@ -158,11 +158,11 @@ class ShearCatalogSettings(Section):
     min_snr: float = 10.0
     min_resolution: float = 0.3
     max_ellipticity: float = 2.0  # of the corrected distortion, which noise carries beyond 1
-    max_ellipticity_err: float = 0.5
+    max_ellipticity_err: float = 0.6
     max_filled: float = 0.2  # part of the inner stamp replaced by its mirror image
     shape_noise: float = 0.4  # distortion per component, in the weights
     # multiplicative bias of the estimator, from simulations; see lap_assets_tests/science/test_shear.py
-    calibration_m: float = 0.045
+    calibration_m: float = 0.02
     bright_mag: float = 20.0  # brighter galaxies are in front
     faint_mag: float = 27.0
     colour_bands: tuple[str, str] = ("g", "r")  # of the red sequence

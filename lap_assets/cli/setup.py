@@ -183,3 +183,11 @@ def rebuild_ledger(context: typer.Context) -> None:
     space = open_workspace(context)
     entries, partitions = ingesting.rebuild_ledger(space)
     print(f"rebuilt the ledger of {space.root}: {entries} definitions, {partitions} partitions")
+
+
+def upgrade_ledger(context: typer.Context) -> None:
+    """Bring the tables of an older ledger up to date with this version."""
+    from lap_assets.operations import ingest as ingesting
+
+    ingesting.upgrade_ledger(open_workspace(context))
+    print("the ledger's tables are those of this version")

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, NamedTuple
 
-from lap_assets.model.ids import DataId, Pin
+from lap_assets.model.ids import DataId
 from lap_assets.model.survey import CalibrationSet, ChipFile, Exposure
 
 
@@ -49,7 +49,6 @@ class ManifestRow:
     data_id: DataId
     state: str
     content_sha256: str = ""
-    inputs: tuple[Pin, ...] = ()
     bytes: int = 0
     reason: str = ""
     seconds: float = 0.0

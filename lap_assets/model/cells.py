@@ -179,7 +179,11 @@ class ProjectionCell:
 
     def overlaps(self, polygon: Polygon) -> bool:
         """Whether a polygon of (ra_deg, dec_deg) covers any area of the cell."""
-        x, y = self._clip(_polygon_vectors(polygon))
+        vectors = _polygon_vectors(polygon)
+        heights = np.array(vectors) @ self._sides.T
+        if (heights <= 0.0).all(axis=0).any():  # all of it beyond one side
+            return False
+        x, y = self._clip(vectors)
         return x.size >= 3 and planar_area(x, y) > _TOUCH_PX2
 
     def skycells_overlapping(self, polygon: Polygon) -> list[str]:
@@ -207,22 +211,29 @@ class ProjectionCell:
         self, vectors: list[np.ndarray], box: tuple[int, int, int, int] | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
         """(x, y) corners, in cell pixels, of the part of a polygon inside a half-open pixel box (default: all)."""
-        x0, x1, y0, y1 = box or (0, self.nx, 0, self.ny)
+        clipped = clip_polygon(vectors, list(self._find_sides(box) if box else self._sides))
+        if len(clipped) < 3:
+            return np.empty(0), np.empty(0)
+        xi, eta = project_tan(np.array(clipped), self._basis)
+        return self.crpix[0] - 1.0 - xi / self._scale_rad, self.crpix[1] - 1.0 + eta / self._scale_rad
+
+    @cached_property
+    def _sides(self) -> np.ndarray:
+        return self._find_sides((0, self.nx, 0, self.ny))
+
+    def _find_sides(self, box: tuple[int, int, int, int]) -> np.ndarray:
+        """Inward normals (5, 3) of a half-open pixel box: the near hemisphere, and a plane for each side."""
+        x0, x1, y0, y1 = box
         east, north, centre = self._basis
         s, (cx, cy) = self._scale_rad, self.crpix
         # x >= a  <=>  -xi >= (a - crpix + 1) s, times the (positive) depth: a plane through the origin
-        sides = [
+        return np.array([
             centre,
             -east - (x0 + 0.5 - cx) * s * centre,
             east + (x1 + 0.5 - cx) * s * centre,
             north - (y0 + 0.5 - cy) * s * centre,
             -north + (y1 + 0.5 - cy) * s * centre,
-        ]
-        clipped = clip_polygon(vectors, sides)
-        if len(clipped) < 3:
-            return np.empty(0), np.empty(0)
-        xi, eta = project_tan(np.array(clipped), self._basis)
-        return cx - 1.0 - xi / s, cy - 1.0 + eta / s
+        ])  # fmt: skip
 
 
 def _polygon_vectors(polygon: Polygon) -> list[np.ndarray]:

@@ -18,6 +18,10 @@ class ObjectFlag(IntFlag):
     NO_CENTROID = 1 << 6  # the windowed centroid failed; the isophotal one is given
 
 
+# what makes a shape worthless, in stars for the PSF as in galaxies
+SPOILT = ObjectFlag.SATURATED | ObjectFlag.INCOMPLETE | ObjectFlag.BAD_CENTRE | ObjectFlag.NO_CENTROID
+
+
 class Extendedness(IntEnum):
     """Column `extendedness`, as DES Y3 (Sevilla-Noarbe et al. 2018): how sure it is that an object is resolved."""
 

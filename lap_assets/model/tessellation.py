@@ -14,7 +14,7 @@ import numpy as np
 from lap_assets.errors import BadInput, NotFound
 from lap_assets.model.cells import ProjectionCell, Skycell
 from lap_assets.model.ids import check_name
-from lap_assets.model.sphere import Polygon, bounding_cap, separation_deg, unit_vectors
+from lap_assets.model.sphere import Polygon, bounding_cap, unit_vectors
 
 __all__ = [
     "LocalTessellation",
@@ -154,11 +154,12 @@ class RingsTessellation(Tessellation):
         return centres, by_zone[self._zone]
 
     def cells_overlapping_any(self, polygons: Sequence[Polygon]) -> list[str]:
+        if not polygons:
+            return []
         centres, radii = self._caps
-        near = np.zeros((len(polygons), len(radii)), bool)
-        for i, polygon in enumerate(polygons):
-            centre, radius = bounding_cap(polygon)
-            near[i] = separation_deg(centres, centre) <= radii + radius + 1e-6
+        bounds = [bounding_cap(polygon) for polygon in polygons]
+        reach = np.minimum(radii + np.array([radius for _, radius in bounds])[:, None] + 1e-4, 180.0)
+        near = np.array([centre for centre, _ in bounds]) @ centres.T >= np.cos(np.radians(reach))
         return [
             self.cell_names[number]
             for number in np.flatnonzero(near.any(axis=0))

@@ -33,15 +33,21 @@ def run_survey(
     survey = space.survey(collection)
     if not survey.exposures:
         raise BadInput(f"nothing is ingested in {space.root}; begin with: lap ingest FILES --camera NAME")
-    if not survey.runs:
-        space.ledger.define_runs(survey.collection, choose_tessellation(space, tessellation))
-        survey = space.survey(collection)
+    for name in name_tessellations(space, survey.collection, tessellation):
+        space.ledger.define_runs(survey.collection, name)
+    survey = space.survey(collection)
     targets = None
     if select or to:
         targets = resolve(survey, select, to)
         if not targets:
             raise BadInput(f"nothing matches {' '.join(select)!r}; `lap ls` shows what there is")
     return run_missing(space, survey, targets, tell, begin, retry)
+
+
+def name_tessellations(space: Workspace, collection: str, given: str | None) -> list[str]:
+    """Where runs are to cover what was ingested: as given, or where the collection has runs, or where it may begin."""
+    used = sorted({run.tessellation for run in space.ledger.runs(collection)})
+    return used if used and given is None else [choose_tessellation(space, given)]
 
 
 def choose_tessellation(space: Workspace, name: str | None) -> str:

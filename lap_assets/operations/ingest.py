@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from lap_assets.errors import BadInput
@@ -15,6 +16,7 @@ from lap_assets.ledger.ledger import Ledger
 from lap_assets.ledger.records import ManifestRow
 from lap_assets.model.camera import Camera, load_camera
 from lap_assets.model.ids import check_name
+from lap_assets.model.survey import Exposure
 from lap_assets.operations.workspace import Workspace
 from lap_assets.pipeline import ingest as inspecting
 from lap_assets.pipeline.ingest import Rejected
@@ -77,23 +79,31 @@ def ingest_frames(
             exposures, outcome.rejected = inspecting.inspect_raw(files, camera, tell)
         added = space.ledger.add_exposures(exposures)
         outcome.lines.append(f"{added.added} exposures ingested, {added.unchanged} known already")
-        outcome.lines.append(estimate(space, camera, added.added))
+        outcome.lines.append(estimate(space, camera, exposures))
     outcome.rejected += [Rejected(path, reason) for path, reason in added.conflicts]
     for rejected in outcome.rejected:
         space.repo.append_journal({"kind": "rejected", "path": str(rejected.path), "reason": rejected.reason})
     return outcome
 
 
-def estimate(space: Workspace, camera: Camera, exposures: int) -> str:
-    """Preflight: disk and time that `exposures` will roughly take, and what is free.
+def estimate(space: Workspace, camera: Camera, exposures: Sequence[Exposure]) -> str:
+    """Preflight: disk and time that exposures will roughly take, and what is free.
 
-    Bytes per pixel: 10 for a chip and for each of warp and difference (float32 SCI and VAR, int16 MASK); seconds from
-    the demo on one core (3 s per million pixels, all stages).
+    10 bytes per pixel for each of chip, warp and difference (float32 SCI and VAR, int16 MASK) and a few for the rest;
+    3 s of one core per million pixels for all stages, as in the demo.
     """
-    pixels = exposures * sum(chip.nx * chip.ny for chip in camera.chips.values() if not chip.broken)
-    disk, free = 32 * pixels / 1e9, shutil.disk_usage(space.root).free / 1e9
-    text = f"estimate: {disk:.1f} GB of disk, {3e-6 * pixels / 60:.0f} minutes of one core; {free:.0f} GB free"
+    areas_deg2 = [measure_area_deg2(file.footprint) for one in exposures for file in one.chips]
+    pixels = sum(areas_deg2) / (camera.pixel_scale_arcsec / 3600.0) ** 2
+    disk, free = 32e-9 * pixels, 1e-9 * shutil.disk_usage(space.root).free
+    text = f"estimate: {disk:.2f} GB of disk, {3e-6 * pixels / 60:.1f} minutes of one core; {free:.0f} GB free"
     return f"{text}: NOT ENOUGH DISK" if disk > free else text
+
+
+def measure_area_deg2(footprint: Sequence[tuple[float, float]]) -> float:
+    """Area of a small polygon on the sky, square degrees."""
+    ra, dec = np.transpose(footprint)
+    x = ((ra - ra[0] + 180.0) % 360.0 - 180.0) * np.cos(np.radians(dec.mean()))
+    return float(abs(np.dot(x, np.roll(dec, 1)) - np.dot(dec, np.roll(x, 1))) / 2)
 
 
 def ingest_refcat(space: Workspace, paths: Sequence[Path], name: str, bands: Sequence[str]) -> Outcome:
@@ -138,14 +148,20 @@ def read_manifests(space: Workspace) -> Iterator[ManifestRow]:
     """What the ledger wants to know of every manifest in the store."""
     for data_id in space.repo.all_units():
         found = space.repo.manifest(data_id)
+        if found is None:
+            continue  # taken away since it was listed
         yield ManifestRow(
             data_id,
             found.state,
             found.content_sha256,
-            found.inputs,
             found.bytes,
             found.reason,
             found.seconds,
             found.run_id,
             found.fence,
         )
+
+
+def upgrade_ledger(space: Workspace) -> None:
+    """Bring the tables of an older ledger up to date."""
+    Ledger.create(space.ledger_url, journal=space.repo.append_journal).close()

@@ -21,7 +21,7 @@ from lap_assets.operations.report import compare_with_truth, describe_comparison
 from lap_assets.operations.workspace import Workspace
 from lap_assets.qa.pictures import colour_picture
 from lap_assets.settings import Settings
-from lap_assets.store.verify import fsck
+from lap_assets.store.verify import fsck, sweep
 
 
 def summarize_products(space: Workspace, collection: str | None = None) -> pd.DataFrame:
@@ -222,8 +222,13 @@ def describe_report(report: dict[str, Any]) -> str:
 
 
 def check_store(space: Workspace, full: bool) -> tuple[list[str], int]:
-    """Check every unit; broken ones are quarantined and taken off the ledger. Returns lines and the number broken."""
+    """Check every unit; broken ones are quarantined and taken off the ledger, versions replaced long ago are removed.
+
+    Returns lines for a terminal and the number of things found broken.
+    """
     outcome = fsck(space.repo, full=full)
     for data_id in outcome.broken:
         space.ledger.forget_unit(data_id)
-    return outcome.lines, len(outcome.broken)
+    removed = sweep(space.repo)
+    lines = [*outcome.lines, f"{len(removed)} versions replaced more than an hour ago removed"]
+    return lines, len(outcome.broken) + len(outcome.damaged)

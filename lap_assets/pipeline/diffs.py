@@ -1,7 +1,8 @@
 """Stage `diffs`: an exposure's warp minus a template of the other nights, and the sources on it.
 
 Planning (which warps make the template), cards and metrics; the subtraction is `science/diff.py`, the sources are
-`science/diff_sources.py`. The template is stacked again from the run's warps without those of the science exposure's night.
+`science/diff_sources.py`. The template is stacked again from the run's warps without those of the science exposure's
+night.
 """
 
 import logging
@@ -18,8 +19,9 @@ from lap_assets.pipeline.stacks import combine_warps
 from lap_assets.pipeline.task import Output, Task
 from lap_assets.pipeline.warps import find_warps
 from lap_assets.qa.pictures import thumbnail
-from lap_assets.science.diff import Difference, KernelLimits, subtract_images
+from lap_assets.science.diff import Difference, subtract_images
 from lap_assets.science.diff_sources import MoffatPsf, SourceLimits, correlated_gain, detect_sources, measure_psf
+from lap_assets.science.matching_kernel import KernelLimits
 from lap_assets.settings import Settings
 from lap_assets.store.fits_format import select_wcs_cards
 from lap_assets.store.repo import Repo
@@ -84,7 +86,9 @@ def make(task: Task, repo: Repo) -> Output:
         "n_sources": len(sources),
         "n_clean_sources": int((sources["flags"] == 0).sum()),
     }
-    return Output({"image.fits": image, "sources.parquet": sources, "preview.png": thumbnail(image.sci, image.mask)}, metrics)
+    return Output(
+        {"image.fits": image, "sources.parquet": sources, "preview.png": thumbnail(image.sci, image.mask)}, metrics
+    )
 
 
 def _check_overlap(science: MaskedImage, template: MaskedImage, least: float, exposure: str) -> None:

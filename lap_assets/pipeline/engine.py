@@ -111,7 +111,11 @@ def make_partitions(session: Session, product: str, partitions: Sequence[str]) -
     started = time.perf_counter()
     executor = get_executor(session.settings.compute)
     for partition in partitions:
-        tasks, reports[partition] = _split_done(session, stage, partition)
+        try:
+            tasks, reports[partition] = _split_done(session, stage, partition)
+        except TRANSIENT as error:  # a damaged manifest, a disk that is gone: this partition fails, the others go on
+            yield PartitionReport(product, partition, FAILED, (), reason=describe_fault(error))
+            continue
         waiting[partition] = len(tasks)
         for task in tasks:
             future = executor.submit(

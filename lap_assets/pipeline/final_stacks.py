@@ -1,7 +1,7 @@
 """Stage `final_stacks`: the complete set of stacks, without trails.
 
-A skycell whose first-pass stack is good and none of whose inputs has a trail refers to that stack; the others are stacked
-(again) from all warps there are, trails masked. Where no difference could be made, the plain warps are used.
+A skycell whose first-pass stack is good and none of whose inputs has a trail refers to that stack; the others are
+stacked (again) from all warps there are, trails masked. Where no difference could be made, the plain warps are used.
 """
 
 import logging
@@ -11,6 +11,7 @@ import pandas as pd
 from lap_assets.errors import NoWork
 from lap_assets.model.ids import DataId, join_key
 from lap_assets.model.image import Mask, MaskedImage
+from lap_assets.model.states import DONE
 from lap_assets.model.survey import Survey
 from lap_assets.pipeline.stacks import combine_warps, describe_stack
 from lap_assets.pipeline.task import Output, Task
@@ -25,7 +26,9 @@ _STREAK = int(Mask.STREAK)
 
 
 def plan(survey: Survey, repo: Repo, settings: Settings, collection: str, partition: str) -> list[Task]:
-    """One task per skycell that has a warp: its warps, their streak masks, and the first-pass stack if it is up to date."""
+    """One task per skycell that has a warp: its warps, their streak masks, and the first-pass stack if it is up to
+    date.
+    """
     cell, band = partition.split("|")
     members = survey.members(cell, band)
     tasks = []
@@ -33,7 +36,7 @@ def plan(survey: Survey, repo: Repo, settings: Settings, collection: str, partit
         found = [repo.pin(DataId(collection, "streak_masks", join_key(name, cell), skycell)) for name in members]
         pins = [*warps, *(pin for pin in found if pin is not None)]
         stack = repo.manifest(DataId(collection, "stacks", partition, skycell))
-        if stack is not None and stack.pin is not None and sorted(stack.inputs) == sorted(warps):
+        if stack is not None and stack.state == DONE and sorted(stack.inputs) == sorted(warps):
             pins.append(stack.pin)
         data_id = DataId(collection, "final_stacks", partition, skycell)
         tasks.append(Task(data_id, tuple(sorted(pins)), settings, {"band": band}))

@@ -61,7 +61,9 @@ def make(task: Task, repo: Repo) -> Output:
     record = describe_fit(fit, peak, geometry, settings, profile)
     model = reduced_shear(profile["radius_mpc"].to_numpy(), fit.m200c_msun, fit.c200c, geometry)
     picture = plot_profile(profile, model, f"M200c = {fit.m200c_msun:.2e} Msun", thumbnail=True)
-    metrics = {k: record[k] for k in ("m200c_msun", "m200c_plus_msun", "m200c_minus_msun", "chi2", "dof", "snr", "n_galaxies")}
+    metrics = {
+        k: record[k] for k in ("m200c_msun", "m200c_plus_msun", "m200c_minus_msun", "chi2", "dof", "snr", "n_galaxies")
+    }
     return Output({"fit.json": record, "profile.parquet": profile, "preview.png": picture}, metrics)
 
 

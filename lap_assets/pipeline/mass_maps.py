@@ -22,7 +22,14 @@ from lap_assets.store.repo import Repo
 
 log = logging.getLogger(__name__)
 
-UNITS = {"ra": "deg", "dec": "deg", "snr": "sigma", "radius_arcmin": "arcmin", "x_arcmin": "arcmin", "y_arcmin": "arcmin"}
+UNITS = {
+    "ra": "deg",
+    "dec": "deg",
+    "snr": "sigma",
+    "radius_arcmin": "arcmin",
+    "x_arcmin": "arcmin",
+    "y_arcmin": "arcmin",
+}
 
 
 def plan(survey: Survey, repo: Repo, settings: Settings, collection: str, partition: str) -> list[Task]:
@@ -89,7 +96,13 @@ def build_planes(
         own["RADIUS"] = (radius, "aperture radius [arcmin]")
         return plane_[:, ::-1].astype(np.float32), own
 
-    names = {"E": chosen.e_mode, "B": chosen.b_mode, "SNR": chosen.snr, "SNR_B": chosen.snr_b, "COVERAGE": chosen.coverage}
+    names = {
+        "E": chosen.e_mode,
+        "B": chosen.b_mode,
+        "SNR": chosen.snr,
+        "SNR_B": chosen.snr_b,
+        "COVERAGE": chosen.coverage,
+    }
     planes = {name: flip(values, chosen.radius_arcmin) for name, values in names.items()}
     others = [one for one in maps if one is not chosen]
     return planes | {f"SNR{k}": flip(one.snr, one.radius_arcmin) for k, one in enumerate(others, start=1)}
@@ -111,11 +124,18 @@ def make_header(grid: massmap.MapGrid, ra0: float, dec0: float) -> fits.Header:
 def summarise(chosen: massmap.MassMap, sample: massmap.ShearSample, peaks: pd.DataFrame) -> dict[str, Any]:
     """Numbers of the chosen map; `b_mode_rms_sigma` is 1 where B is noise."""
     covered = chosen.snr != 0
-    metrics: dict[str, Any] = {"n_galaxies": len(sample.x), "n_peaks": len(peaks), "radius_arcmin": chosen.radius_arcmin}
+    metrics: dict[str, Any] = {
+        "n_galaxies": len(sample.x),
+        "n_peaks": len(peaks),
+        "radius_arcmin": chosen.radius_arcmin,
+    }
     metrics["peak_snr_sigma"] = round(float(chosen.snr.max()), 3)
     if covered.any():
         metrics["b_mode_rms_sigma"] = round(float(chosen.snr_b[covered].std()), 3)
         metrics["b_mode_max_sigma"] = round(float(np.abs(chosen.snr_b[covered]).max()), 3)
     if len(peaks):
-        metrics |= {"peak_ra_deg": round(float(peaks["ra"].iloc[0]), 6), "peak_dec_deg": round(float(peaks["dec"].iloc[0]), 6)}
+        metrics |= {
+            "peak_ra_deg": round(float(peaks["ra"].iloc[0]), 6),
+            "peak_dec_deg": round(float(peaks["dec"].iloc[0]), 6),
+        }
     return metrics

@@ -3,10 +3,12 @@
 Products of the platform are read through `Repo`; verifying files on their way in is `pipeline/ingest.py`'s.
 """
 
+import warnings
 from pathlib import Path
 
 import numpy as np
 from astropy.io import fits
+from astropy.utils.exceptions import AstropyUserWarning
 
 from lap_assets.errors import UnprocessableData
 
@@ -22,7 +24,9 @@ def read_frame(path: str, hdu: str) -> tuple[np.ndarray, fits.Header]:
         It is no FITS file, is cut short, or lacks the HDU.
     """
     key: str | int = int(hdu) if str(hdu).isdigit() else str(hdu)
-    with Path(path).open("rb") as stream:
+    with Path(path).open("rb") as stream, warnings.catch_warnings():
+        # what is cut short raises below, with a reason
+        warnings.filterwarnings("ignore", message="File may have been truncated", category=AstropyUserWarning)
         try:
             with fits.open(stream, memmap=False) as hdus:
                 data, header = hdus[key].data, hdus[key].header.copy()

@@ -11,7 +11,7 @@ import pandas as pd
 
 from lap_assets.errors import NoWork, UnprocessableData
 from lap_assets.model.ids import DataId, Pin, join_key
-from lap_assets.model.objects import Extendedness, ObjectFlag
+from lap_assets.model.objects import SPOILT, Extendedness
 from lap_assets.model.survey import Survey
 from lap_assets.pipeline.object_catalogs import measure_seeing, pixel_scale_arcsec, prepare_band
 from lap_assets.pipeline.task import Output, Task
@@ -24,12 +24,10 @@ from lap_assets.store.repo import Repo
 log = logging.getLogger(__name__)
 
 UNITS = {"ra": "deg", "dec": "deg", "size_arcsec": "arcsec", "mag": "mag"}
-# what makes a shape worthless; blends and filled-in neighbours are left to the cut on `filled`
-SPOILT = ObjectFlag.SATURATED | ObjectFlag.INCOMPLETE | ObjectFlag.BAD_CENTRE | ObjectFlag.NO_CENTROID
 
 
 def plan(survey: Survey, repo: Repo, settings: Settings, collection: str, partition: str) -> list[Task]:
-    """One task per skycell with objects, on the stack of the chosen band; the whole cell's objects show the red sequence."""
+    """One task per skycell with objects, on the stack of one band; objects of the whole cell show the red sequence."""
     catalogs = repo.units(collection, "object_catalogs", partition)
     pins = {unit.unit: pin for unit in catalogs if (pin := repo.pin(unit))}
     band = choose_band(repo, collection, partition, survey.bands_of.get(partition, ()), settings.shear_catalogs.band)
@@ -51,7 +49,9 @@ def choose_band(repo: Repo, collection: str, cell: str, bands: tuple[str, ...], 
     """The wanted band if the cell has it, else the one with the most stacked skycells (the first of equals)."""
     if wanted in bands:
         return wanted
-    counts = {b: sum(bool(repo.pin(u)) for u in repo.units(collection, "final_stacks", join_key(cell, b))) for b in bands}
+    counts = {
+        b: sum(bool(repo.pin(u)) for u in repo.units(collection, "final_stacks", join_key(cell, b))) for b in bands
+    }
     return max(sorted(counts), key=lambda b: counts[b], default="")
 
 
@@ -69,7 +69,8 @@ def make(task: Task, repo: Repo) -> Output:
     fwhm = measure_seeing(repo.read_table(stack, "inputs.parquet"))
     flux, error = (objects[f"{k}_{name}"].to_numpy() for k in ("flux_psf", "flux_psf_err"))
     snr = np.nan_to_num(flux / error)
-    clean = (objects[f"flags_{name}"] == 0).to_numpy() & np.isfinite(flux)
+    clean = (objects["extendedness"] <= int(Extendedness.LIKELY_STAR)).to_numpy() & np.isfinite(flux)
+    clean &= (objects[f"flags_{name}"] & int(SPOILT) == 0).to_numpy()
     place = objects["x"].to_numpy(), objects["y"].to_numpy()
     limits = settings.psf_star_min_snr, settings.min_psf_stars
     ids = objects["segment"].to_numpy()
@@ -78,7 +79,9 @@ def make(task: Task, repo: Repo) -> Output:
         raise UnprocessableData(f"too few stars for a PSF model in {name} (at least {settings.min_psf_stars} needed)")
     sequence = read_red_sequence(task.pins("object_catalogs"), repo, settings)
     chosen = select_background(objects, snr, name, sequence, settings)
-    table = measure_galaxies(objects[chosen].assign(snr=snr[chosen], mag=objects[f"mag_auto_{name}"]), band, segments, psf, settings)
+    table = measure_galaxies(
+        objects[chosen].assign(snr=snr[chosen], mag=objects[f"mag_auto_{name}"]), band, segments, psf, settings
+    )
     sky = plane.turn_to_sky(table["e1"], table["e2"], table["x"], table["y"], image.wcs)
     table = table.assign(e1=sky[0], e2=sky[1], size_arcsec=table["size_px"] * scale).drop(columns=["size_px", "x", "y"])
     table.attrs["units"] = UNITS
@@ -96,7 +99,9 @@ def read_red_sequence(pins: tuple[Pin, ...], repo: Repo, settings: ShearCatalogS
         return None
     table = pd.concat([t[columns] for t in tables])
     table = table[table["extendedness"] >= int(Extendedness.LIKELY_GALAXY)]
-    return shear.find_red_sequence(measure_colour(table, blue, red), table[f"mag_auto_{red}"].to_numpy(), settings.red_sequence_mags)
+    return shear.find_red_sequence(
+        measure_colour(table, blue, red), table[f"mag_auto_{red}"].to_numpy(), settings.red_sequence_mags
+    )
 
 
 def measure_colour(objects: pd.DataFrame, blue: str, red: str) -> np.ndarray:
@@ -107,7 +112,11 @@ def measure_colour(objects: pd.DataFrame, blue: str, red: str) -> np.ndarray:
 
 
 def select_background(
-    objects: pd.DataFrame, snr: np.ndarray, band: str, sequence: shear.RedSequence | None, settings: ShearCatalogSettings
+    objects: pd.DataFrame,
+    snr: np.ndarray,
+    band: str,
+    sequence: shear.RedSequence | None,
+    settings: ShearCatalogSettings,
 ) -> np.ndarray:
     """(n,) bool: unspoilt galaxies bright enough to be measured and, by magnitude and colour, behind the lens."""
     mag = objects[f"mag_auto_{band}"].to_numpy()
@@ -149,5 +158,8 @@ def summarise(
         metrics |= dict(zip(("mean_e1", "mean_e2", "response"), (round(float(v), 5) for v in mean), strict=True))
         metrics["e_rms"] = round(float(e_rms), 4)
     if sequence:
-        metrics |= {"red_sequence_mag": round(sequence.colour, 3), "red_sequence_sigma": round(sequence.significance, 1)}
+        metrics |= {
+            "red_sequence_mag": round(sequence.colour, 3),
+            "red_sequence_sigma": round(sequence.significance, 1),
+        }
     return metrics

@@ -1,7 +1,7 @@
 """Stage `stacks`: the first-pass stacks of a cell in a band, for skycells with enough inputs.
 
-Planning, weights from headers, cards; the combination itself is `science/stack.py`. `combine_warps` also serves templates and
-final stacks.
+Planning, weights from headers, cards; the combination itself is `science/stack.py`. `combine_warps` also serves
+templates and final stacks.
 """
 
 import logging
@@ -110,4 +110,6 @@ def describe_stack(stack: MaskedImage, inputs: pd.DataFrame) -> Output:
         "clipped_fraction": round(clipped, 5),
         "noise_covariance": header["NOISECOV"],
     }
-    return Output({"image.fits": stack, "inputs.parquet": inputs, "preview.png": thumbnail(stack.sci, stack.mask)}, metrics)
+    return Output(
+        {"image.fits": stack, "inputs.parquet": inputs, "preview.png": thumbnail(stack.sci, stack.mask)}, metrics
+    )

@@ -56,12 +56,14 @@ def make(task: Task, repo: Repo) -> Output:
         sources, chosen.match_radius_arcsec, chosen.min_detections, chosen.min_snr_max
     )  # fmt: skip
     curves = _measure_curves(task, repo, objects, sources, membership)
-    log.info("%s: %d transients from %d sources on %d differences", task.data_id, len(objects), len(sources), len(diffs))
+    log.info(
+        "%s: %d transients from %d sources on %d differences", task.data_id, len(objects), len(sources), len(diffs)
+    )
     metrics = {"n_transients": len(objects), "n_sources": len(sources), "n_diffs": len(diffs), "n_fluxes": len(curves)}
     return Output({"transients.parquet": objects, "lightcurves.parquet": curves}, metrics)
 
 
-def _owned(table: pd.DataFrame, inner: list[int]) -> np.ndarray:
+def select_owned(table: pd.DataFrame, inner: list[int]) -> np.ndarray:
     """Rows whose pixel lies in the region that their skycell owns alone."""
     x, y = (np.floor(table[name].to_numpy(float) + 0.5) for name in ("x", "y"))
     return (x >= inner[0]) & (x < inner[1]) & (y >= inner[2]) & (y < inner[3])
@@ -77,7 +79,7 @@ def _read_sources(task: Task, repo: Repo) -> pd.DataFrame:
         good = (table["flags"] == 0) & (table["snr"].abs() >= chosen.min_snr)
         if chosen.positive_only:
             good &= table["flux"] > 0
-        table = table[good.to_numpy() & _owned(table, task.params["inner"][pin.data_id.unit])]
+        table = table[good.to_numpy() & select_owned(table, task.params["inner"][pin.data_id.unit])]
         trail = streaks.get((pin.data_id.partition, pin.data_id.unit))
         lines = repo.read_table(trail, "streaks.parquet") if trail else ()
         if len(lines) and len(table):
@@ -99,7 +101,7 @@ def _measure_curves(
     for pin in task.pins("diffs") if len(objects) else ():
         image = repo.read_image(pin)
         x, y = image.wcs.all_world2pix(objects["ra"].to_numpy(), objects["dec"].to_numpy(), 0)
-        mine = np.flatnonzero(_owned(pd.DataFrame({"x": x, "y": y}), task.params["inner"][pin.data_id.unit]))
+        mine = np.flatnonzero(select_owned(pd.DataFrame({"x": x, "y": y}), task.params["inner"][pin.data_id.unit]))
         if mine.size == 0:
             continue
         psf, gain = read_psf(image.header)

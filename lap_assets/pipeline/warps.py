@@ -1,7 +1,7 @@
 """Stage `warps`: the chips of one exposure on the skycells of one projection cell, in nJy.
 
-Planning, units and headers; the resampling itself is `science/warp.py`. Footprints are trusted only for planning: the solved
-astrometry decides what lands where.
+Planning, units and headers; the resampling itself is `science/warp.py`. Footprints are trusted only for planning: the
+solved astrometry decides what lands where.
 """
 
 import logging
@@ -86,7 +86,9 @@ def make(task: Task, repo: Repo) -> Output:
     return Output({"image.fits": warp, "preview.png": thumbnail(warp.sci, warp.mask)}, metrics)
 
 
-def _warp_chips(task: Task, repo: Repo, solution: dict[str, Any], zero_point: float) -> tuple[MaskedImage, list[str], float]:
+def _warp_chips(
+    task: Task, repo: Repo, solution: dict[str, Any], zero_point: float
+) -> tuple[MaskedImage, list[str], float]:
     """All chips on one image; names of those that landed, and the covariance factor weighted by their area."""
     chosen = task.settings.warps
     header = fits.Header(list(task.params["header"].items()))

@@ -68,7 +68,7 @@ def plot_shears(table: pd.DataFrame, title: str = "mean shape", thumbnail: bool 
 
 
 def plot_profile(profile: pd.DataFrame, model: np.ndarray, title: str = "", thumbnail: bool = False) -> bytes:
-    """Tangential and cross shear (columns radius_mpc, gamma_t, gamma_x, gamma_err) with the fitted model at the radii."""
+    """Tangential and cross shear (columns radius_mpc, gamma_t, gamma_x, gamma_err) with the model at the radii."""
     figure, axes = _new_figure(thumbnail)
     r = profile["radius_mpc"].to_numpy()
     axes.axhline(0.0, color="0.6", lw=0.8)
@@ -98,7 +98,9 @@ def plot_focal_plane(
         ra, dec = np.array(corners).T
         value = values.get(chip, np.nan)
         face = colours((value - low) / (high - low or 1.0)) if np.isfinite(value) else "0.85"
-        axes.fill(ra, dec, facecolor=face, edgecolor="red" if chip in failed else "0.3", lw=2 if chip in failed else 0.6)
+        axes.fill(
+            ra, dec, facecolor=face, edgecolor="red" if chip in failed else "0.3", lw=2 if chip in failed else 0.6
+        )
         if not thumbnail:
             axes.text(ra.mean(), dec.mean(), chip, ha="center", va="center", fontsize=7)
     axes.invert_xaxis()

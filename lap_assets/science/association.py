@@ -1,7 +1,7 @@
 """Association of the sources of many differences into objects, and their light curves.
 
-Here: who belongs to whom, the object table, ids, forced fluxes. Not here: detection (`diff_sources`), which differences of a
-cell are read (`pipeline/transients`).
+Here: who belongs to whom, the object table, ids, forced fluxes. Not here: detection (`diff_sources`), which
+differences of a cell are read (`pipeline/transients`).
 """
 
 import hashlib

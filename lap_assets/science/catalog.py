@@ -98,7 +98,12 @@ def combine_bands(bands: Sequence[BandImage]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def detect_objects(
-    snr: np.ndarray, empty: np.ndarray, fwhm_px: float, threshold_sigma: float, min_area_px: int, deblend_contrast: float
+    snr: np.ndarray,
+    empty: np.ndarray,
+    fwhm_px: float,
+    threshold_sigma: float,
+    min_area_px: int,
+    deblend_contrast: float,
 ) -> tuple[pd.DataFrame, np.ndarray]:
     """Objects on a detection image of unit noise, and their segments.
 

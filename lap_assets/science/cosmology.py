@@ -41,7 +41,9 @@ class LensGeometry:
 def lens_geometry(z_lens: float, z_source: float, h0_km_s_mpc: float = 70.0, omega_m: float = 0.3) -> LensGeometry:
     """The geometry of a lens at `z_lens` before sources at `z_source`; `BadInput` unless 0 < z_lens < z_source."""
     if not 0.0 < z_lens < z_source:
-        raise BadInput(f"lensing needs 0 < lens redshift < source redshift, not {z_lens} and {z_source}: change settings")
+        raise BadInput(
+            f"lensing needs 0 < lens redshift < source redshift, not {z_lens} and {z_source}: change settings"
+        )
     universe = FlatLambdaCDM(H0=h0_km_s_mpc, Om0=omega_m)
     chi_lens, chi_source = universe.comoving_distance(z_lens), universe.comoving_distance(z_source)
     d_lens, d_source = chi_lens / (1.0 + z_lens), chi_source / (1.0 + z_source)

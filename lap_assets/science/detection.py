@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import sep
 from numba import njit
-from scipy.ndimage import binary_dilation
+from scipy.ndimage import binary_dilation, convolve1d
 
 from lap_assets.errors import UnprocessableData
 from lap_assets.model.image import NO_WEIGHT
@@ -37,7 +37,8 @@ def detect_sources(
     Returns
     -------
     sources : DataFrame
-        x, y [pix, windowed], npix, peak, a, b, theta, mask (bits within 2 px), sep_flag; sorted by y then x.
+        x, y [pix, windowed], npix, peak, a, b, theta [of the filtered image], mask (bits within 2 px), sep_flag;
+        sorted by y then x.
     segments : (ny, nx) int32
         0 where there is no source.
 
@@ -49,13 +50,13 @@ def detect_sources(
     bad = ((mask & int(NO_WEIGHT)) != 0) | ~(var > 0)
     if bad.all():
         raise UnprocessableData("no usable pixel to detect sources on")
-    noise = np.sqrt(np.where(bad, 1.0, var), dtype=np.float32)
     image = np.ascontiguousarray(np.where(bad, 0.0, sky_free), np.float32)
+    snr = filter_matched(image, np.where(bad, 0.0, 1.0 / np.where(bad, 1.0, var)), fwhm_px)
     sep.set_extract_pixstack(max(_EXTRACT_LIMIT, image.size // 2))
     try:
         found, segments = sep.extract(
-            image, threshold_sigma, err=noise, mask=bad, minarea=min_px, filter_kernel=_gaussian_kernel(fwhm_px),
-            deblend_nthresh=32, deblend_cont=0.005, segmentation_map=True,
+            snr, threshold_sigma, minarea=min_px, filter_kernel=None, deblend_nthresh=32, deblend_cont=0.005,
+            segmentation_map=True,
         )  # fmt: skip
     except Exception as error:
         # sep reports the full buffers of its C library as plain `Exception`
@@ -67,7 +68,7 @@ def detect_sources(
     sources = pd.DataFrame(
         {
             "x": np.where(lost, found["x"], x), "y": np.where(lost, found["y"], y),
-            "npix": found["npix"].astype(np.int32), "peak": found["peak"].astype(np.float32),
+            "npix": found["npix"].astype(np.int32), "peak": image[found["ypeak"], found["xpeak"]],
             "a": found["a"].astype(np.float32),
             "b": found["b"].astype(np.float32), "theta": found["theta"].astype(np.float32),
             "sep_flag": found["flag"].astype(np.int32),
@@ -75,6 +76,21 @@ def detect_sources(
     )  # fmt: skip
     sources["mask"] = _collect_bits(mask, sources.x.to_numpy(), sources.y.to_numpy(), _CORE_RADIUS)
     return sources.sort_values(["y", "x"], ignore_index=True), segments
+
+
+def filter_matched(image: np.ndarray, weight: np.ndarray, fwhm_px: float) -> np.ndarray:
+    """Signal-to-noise ratio (ny, nx) float32 of a Gaussian star of `fwhm_px` at every pixel: the matched filter.
+
+    Written out because that of sep, given a variance, loses isolated stars of S/N 20 at a threshold of 5 (sep 1.4).
+    `weight` is the inverse variance, 0 where there is no data.
+    """
+    half = max(1, int(np.ceil(fwhm_px)))
+    profile = np.exp(-0.5 * (np.arange(-half, half + 1) / (fwhm_px / 2.355)) ** 2)
+    signal, weight = (image * weight).astype(np.float32), weight.astype(np.float32)
+    for axis in (0, 1):
+        signal = convolve1d(signal, profile, axis=axis, mode="constant")
+        weight = convolve1d(weight, profile**2, axis=axis, mode="constant")
+    return np.where(weight > 0, signal / np.sqrt(np.where(weight > 0, weight, 1.0)), 0.0).astype(np.float32)
 
 
 def recenter_sources(sky_free: np.ndarray, mask: np.ndarray, sources: pd.DataFrame, fwhm_px: float) -> pd.DataFrame:
@@ -143,14 +159,6 @@ def _half_sample_mode(ordered: np.ndarray) -> float:
         start = int(np.argmin(widths))
         ordered = ordered[start : start + half]
     return float(np.median(ordered))
-
-
-def _gaussian_kernel(fwhm_px: float) -> np.ndarray:
-    half = max(1, int(np.ceil(fwhm_px)))
-    offset = np.arange(-half, half + 1)
-    profile = np.exp(-0.5 * (offset / (fwhm_px / 2.355)) ** 2)
-    kernel = np.outer(profile, profile)
-    return (kernel / kernel.sum()).astype(np.float32)
 
 
 @njit(cache=True, nogil=True)

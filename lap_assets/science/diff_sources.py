@@ -13,7 +13,8 @@ from numba import njit
 from scipy import fft, ndimage, optimize
 
 from lap_assets.model.image import UNUSABLE, Mask, MaskedImage
-from lap_assets.science.diff import Difference, KernelLimits, choose_stamps
+from lap_assets.science.diff import Difference
+from lap_assets.science.matching_kernel import KernelLimits, choose_stamps
 
 _SATURATED = int(Mask.SATURATED | Mask.BLEED)
 _MISSING = int(Mask.EDGE | Mask.NO_DATA)
@@ -96,8 +97,8 @@ class SourceLimits:
 def measure_psf(broad: MaskedImage, fwhm_px: float, max_stars: int = 40) -> MoffatPsf:
     """Moffat profile of an image from its bright compact objects; falls back on `fwhm_px` where there are none.
 
-    Objects are aligned by their centroids and normalised; those of the most common size (half-sample mode, so that galaxies
-    drop out) are combined by the median.
+    Objects are aligned by their centroids and normalised; those of the most common size (half-sample mode, so that
+    galaxies drop out) are combined by the median.
     """
     half = int(np.clip(np.ceil(2.2 * fwhm_px), 5, 20))
     fallback = MoffatPsf(float(fwhm_px), 3.5)
@@ -237,7 +238,8 @@ SOURCE_UNITS = {
 def filter_image(image: MaskedImage, psf: MoffatPsf, correlation: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """PSF flux [nJy] and its signal to noise at every pixel, (ny, nx) float32 each; 0 where most of the PSF is masked.
 
-    Flux = Σ P D / Σ P² over usable pixels; its variance is Σ P² V / (Σ P²)² times Σ PᵢPⱼρ(i−j) / Σ P² for correlated noise.
+    Flux = Σ P D / Σ P² over usable pixels; its variance is Σ P² V / (Σ P²)² times Σ PᵢPⱼρ(i−j) / Σ P² for correlated
+    noise.
     """
     profile = psf.draw()
     good = image.usable

@@ -86,7 +86,9 @@ def fit_halo(profile: pd.DataFrame, geometry: LensGeometry, concentration: float
         With fewer than three rings.
     """
     if len(profile) < 3:
-        raise UnprocessableData(f"the shear profile has {len(profile)} rings, 3 are needed: too few background galaxies")
+        raise UnprocessableData(
+            f"the shear profile has {len(profile)} rings, 3 are needed: too few background galaxies"
+        )
     radius, data, error = (profile[k].to_numpy(float) for k in ("radius_mpc", "gamma_t", "gamma_err"))
 
     def compute_chi2(log_mass: float, c200c: float) -> float:

@@ -114,9 +114,10 @@ def combine_rows(
     """Weighted mean of inputs with rejection of outliers, in bands of rows.
 
     Reference of a pixel: the median of the inputs there (the smaller one of two, as outliers are mostly light added).
-    Rejected is what deviates by more than `sigma`·σ + a·A, with a from `amplitude_tolerances` and A the largest reference among the 3×3
-    neighbours: it follows the slope of stars whose seeing differs. Then neighbours in the same input that deviate by
-    more than `grow_sigma`·σ + a·A. σ² is the input's variance and that of the reference. A single input cannot be judged.
+    Rejected is what deviates by more than `sigma`·σ + a·A, with a from `amplitude_tolerances` and A the largest
+    reference among the 3×3 neighbours: it follows the slope of stars whose seeing differs. Then neighbours in the
+    same input that deviate by more than `grow_sigma`·σ + a·A. σ² is the input's variance and that of the reference. A
+    single input cannot be judged.
 
     Parameters
     ----------
@@ -155,16 +156,22 @@ def combine_rows(
         mask, var = np.empty(sci.shape, np.int16), np.empty(sci.shape, np.float32)
         for index in range(weight.size):
             sci[index], mask[index], var[index] = read_rows(index, low, high)
-        rejected = np.zeros(sci.shape if limits else (0, 0, 0), np.uint8)
+        rejected = np.zeros((0, 0, 0), np.uint8)
         if limits:
-            reference, slack = _reference(sci, mask, var, weight, network)
-            sigma, grow = np.float32(limits.sigma), np.float32(limits.grow_sigma)
-            _reject(sci, mask, var, reference, slack, _widen(reference), sigma, tolerances, grow, rejected)
+            rejected = _find_outliers(sci, mask, var, weight, network, tolerances, limits)
         rows = np.s_[first:last]
-        _average(
-            sci, mask, var, weight, rejected, first - low, stack.sci[rows], stack.mask[rows], stack.var[rows], count[rows]
-        )  # fmt: skip
+        into = (stack.sci[rows], stack.mask[rows], stack.var[rows], count[rows])
+        _average(sci, mask, var, weight, rejected, first - low, *into)
     return stack
+
+
+def _find_outliers(sci, mask, var, weight, network, tolerances, limits: ClipLimits) -> np.ndarray:
+    """(n, rows, nx) uint8: 0 for what may enter."""
+    reference, slack = _reference(sci, mask, var, weight, network)
+    rejected = np.zeros(sci.shape, np.uint8)
+    sigma, grow = np.float32(limits.sigma), np.float32(limits.grow_sigma)
+    _reject(sci, mask, var, reference, slack, _widen(reference), sigma, tolerances, grow, rejected)
+    return rejected
 
 
 def combine_covariance(factors: Sequence[float], weights: np.ndarray, variances: Sequence[float]) -> float:

@@ -78,14 +78,17 @@ def model_stack_psf(
     flux, snr : (n,) float
         In some aperture around each object.
     clean : (n,) bool
-        Neither saturated, blended, nor next to bad pixels.
+        Neither saturated nor on bad pixels; neighbours are taken away.
     fwhm_px : float
         Expected seeing.
     """
     size = stamp_size(fwhm_px)
     x, y = np.array(x, dtype=np.float64), np.array(y, dtype=np.float64)  # sep wants writable arrays
     reach = np.full(len(x), 3.0 * fwhm_px)
-    half_light = sep.flux_radius(band.sci, x, y, reach, 0.5, mask=band.empty)[0] if len(x) else np.zeros(0)
+    half_light = np.zeros(0)
+    if len(x):
+        own = {"segmap": segments.astype(np.int32), "seg_id": np.array(ids, np.int32)}
+        half_light = sep.flux_radius(band.sci, x, y, reach, 0.5, mask=band.empty, **own)[0]
     stars = select_psf_stars(np.nan_to_num(half_light), snr, clean, min_snr)
     # bright stars alone where they are many: what lies unseen below a star weighs less the brighter it is
     stars = stars[: max(_ENOUGH_STARS, np.count_nonzero(snr[stars] >= 3.0 * min_snr))]

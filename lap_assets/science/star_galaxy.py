@@ -12,7 +12,9 @@ from lap_assets.model.objects import Extendedness
 # SPREAD_MODEL compares with an exponential disk of this scale length in FWHM (Desai et al. 2012, section 3.4)
 _DISK_SCALE = 1.0 / 16.0
 _LOCUS_WINDOW = 0.03  # half-width, in log radius, within which objects count as a crowd
-_CROWDED = 0.7  # part of the largest crowd that is crowd enough
+_FEWEST = 40
+_ENOUGH_STARS = 25
+_CROWDED = 0.4  # part of the largest crowd that is crowd enough
 
 
 def measure_spread(
@@ -72,31 +74,38 @@ def select_psf_stars(
     """Indices of objects on the stellar locus, brightest first.
 
     Among clean bright objects stars crowd at one half-light radius while galaxies are spread over larger ones: the
-    locus is the first crowd from below, its width the scatter below its middle.
+    locus is the first crowd from below, its width the scatter below its middle. It is found among the brightest
+    third (at least 40 objects), for the fainter the objects, the more of them are galaxies; fainter ones on it are
+    added where those are fewer than 25.
 
     Parameters
     ----------
     half_light_px, snr : (n,) float
     clean : (n,) bool
-        Neither saturated, blended, nor next to bad pixels.
+        Neither saturated nor on bad pixels.
     """
     bright = np.flatnonzero(clean & (snr >= min_snr) & (half_light_px > 0) & np.isfinite(half_light_px))
     if not len(bright):
         return bright
+    bright = bright[np.argsort(-snr[bright], kind="stable")]
+    n_first = max(_FEWEST, len(bright) // 3)
     size = np.log(half_light_px[bright])
-    centre = find_locus(size)
+    centre = find_locus(size[:n_first])
     # galaxies only widen the upper side, so the lower side tells the width of the locus
-    below = centre - size[(size <= centre) & (size > centre - 3.0 * _LOCUS_WINDOW)]
+    first = size[:n_first]
+    below = centre - first[(first <= centre) & (first > centre - 3.0 * _LOCUS_WINDOW)]
     width = np.clip(1.4826 * np.median(below) if len(below) else 0.02, 0.01, 0.05)
     near = np.abs(size - centre) <= 3.0 * width
-    chosen = bright[near]
-    return chosen[np.argsort(-snr[chosen], kind="stable")][:max_stars]
+    enough = max(np.count_nonzero(near[:n_first]), _ENOUGH_STARS)
+    return bright[near][: min(enough, max_stars)]
 
 
 def find_locus(log_size: np.ndarray) -> float:
-    """Where the first crowd from below lies: the smallest value with nearly as many neighbours as any other has."""
+    """Where the first crowd from below lies: the smallest value whose neighbours are two fifths as many as any has."""
     ordered = np.sort(np.asarray(log_size, dtype=np.float64))
-    crowd = np.searchsorted(ordered, ordered + _LOCUS_WINDOW, "right") - np.searchsorted(ordered, ordered - _LOCUS_WINDOW)
+    crowd = np.searchsorted(ordered, ordered + _LOCUS_WINDOW, "right") - np.searchsorted(
+        ordered, ordered - _LOCUS_WINDOW
+    )
     centre = float(ordered[int(np.argmax(crowd >= _CROWDED * crowd.max()))])
     for _ in range(3):
         centre = float(np.median(ordered[np.abs(ordered - centre) <= 1.5 * _LOCUS_WINDOW]))

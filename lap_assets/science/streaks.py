@@ -42,9 +42,9 @@ class StreakLimits:
 def find_streaks(image: MaskedImage, limits: StreakLimits | None = None) -> pd.DataFrame:
     """Trails on a difference image.
 
-    The signal-to-noise image is clipped and binned until a trail is about a pixel wide, then summed along straight lines of
-    all angles and offsets (Radon transform). The best line is accepted if the light is spread along it; its place, width and
-    ends are refined at full resolution; it is erased and the search repeated.
+    The signal-to-noise image is clipped and binned until a trail is about a pixel wide, then summed along straight
+    lines of all angles and offsets (Radon transform). The best line is accepted if the light is spread along it; its
+    place, width and ends are refined at full resolution; it is erased and the search repeated.
 
     Parameters
     ----------
@@ -267,7 +267,9 @@ def _half_width(across, values, reach) -> float:
 
 
 def _longest_run(ratio: np.ndarray, known: np.ndarray) -> tuple[int | None, int | None]:
-    """Half-open range of pieces with the largest sum of (S/N − 1.5): gaps are bridged when what follows pays for them."""
+    """Half-open range of pieces with the largest sum of (S/N − 1.5): gaps are bridged when what follows pays for
+    them.
+    """
     score = np.where(known, np.clip(ratio, -3.0, 6.0) - 1.5, 0.0)
     best, first, last, run, start = 0.0, None, None, 0.0, 0
     for i, value in enumerate(score):

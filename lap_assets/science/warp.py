@@ -57,9 +57,10 @@ class PixelMap:
 def lanczos_table() -> tuple[np.ndarray, np.ndarray]:
     """Kernel values and their squares, (PHASES + 1, 8) float32; taps −2…3 about the pixel below, two zeros to pad.
 
-    Lanczos-3 with its moments put right: Σw = 1 and Σw dᵏ = 0 for k = 1, 2, 3 at every phase (d: distance of the tap), by adding
-    the window sinc(d/3) times a cubic, at most 0.01 anywhere. Bare Lanczos-3 makes a flat sky ripple by 1 % and, normalised,
-    still moves stars by 8 mpx per axis and their fluxes by 1.5e-4; this leaves 0.6 mpx and 6e-6 (FWHM 3.8 px, turned by 3°).
+    Lanczos-3 with its moments put right: Σw = 1 and Σw dᵏ = 0 for k = 1, 2, 3 at every phase (d: distance of the
+    tap), by adding the window sinc(d/3) times a cubic, at most 0.01 anywhere. Bare Lanczos-3 makes a flat sky ripple
+    by 1 % and, normalised, still moves stars by 8 mpx per axis and their fluxes by 1.5e-4; this leaves 0.6 mpx and
+    6e-6 (FWHM 3.8 px, turned by 3°).
     """
     phase = np.arange(PHASES + 1)[:, None] / PHASES
     offset = phase - np.arange(-2, 4)[None, :]
@@ -126,7 +127,8 @@ def map_pixels(
             return PixelMap(*box, step_px, x, y, area, error)
         if step_px <= 4:
             raise UnprocessableData(
-                f"pixel map wrong by {error:.2g} px on a {step_px} px grid (limit {tolerance_px:g}): check the chip's WCS"
+                f"pixel map wrong by {error:.2g} px on a {step_px} px grid (limit {tolerance_px:g}): "
+                "check the chip's WCS"
             )
         step_px //= 2
 
@@ -248,16 +250,18 @@ def warp_chip(
     """Resample one chip into a skycell image, in place, where that has no data yet.
 
     Output = scale · J · Σ w (sci − background), with J the local pixel-area ratio, so that fluxes are conserved. Pixels
-    with NO_WEIGHT bits never enter: their kernel weights are dropped and the rest renormalised while they are few, else the
-    output is masked. Saturated pixels enter (and flag) only where they are among the four central ones: no ringing
-    from them either. Flags of the four central pixels propagate. Output nearer than a kernel to the chip's edge: EDGE.
+    with NO_WEIGHT bits never enter: their kernel weights are dropped and the rest renormalised while they are few,
+    else the output is masked. Saturated pixels enter (and flag) only where they are among the four central ones: no
+    ringing from them either. Flags of the four central pixels propagate. Output nearer than a kernel to the chip's
+    edge: EDGE.
 
     Parameters
     ----------
     into : MaskedImage
         (ny, nx), from `make_empty_warp`.
     sci, mask, var, background : (cy, cx) arrays
-        Chip planes; mask holds bits of `Mask`; values or variances that are not finite or not positive count as NO_DATA.
+        Chip planes; mask holds bits of `Mask`; values or variances that are not finite or not positive count as
+        NO_DATA.
     pixel_map : PixelMap
     scale : float
         Factor of unit conversion (nJy per chip unit).
@@ -297,8 +301,8 @@ def _shuffle(builder, vector, lanes):
 def _separable_sum(typing, source, start, stride, table, at_x, at_y):
     """Σ_j table[at_y + j] Σ_i table[at_x + i] source[start + j·stride + i], 6×8 taps, in vector registers.
 
-    Written as LLVM vectors because numba's vectoriser leaves the short inner loops scalar (3× slower). Plain multiply and
-    add in fixed order: the same bits on any processor.
+    Written as LLVM vectors because numba's vectoriser leaves the short inner loops scalar (3× slower). Plain multiply
+    and add in fixed order: the same bits on any processor.
     """
     signature = types.float32(source, start, stride, table, at_x, at_y)
 
@@ -352,7 +356,12 @@ def _or_footprints(bits):
     for y in range(2, ny - 3):
         for x in range(nx):
             both[y, x] = (
-                across[y - 2, x] | across[y - 1, x] | across[y, x] | across[y + 1, x] | across[y + 2, x] | across[y + 3, x]
+                across[y - 2, x]
+                | across[y - 1, x]
+                | across[y, x]
+                | across[y + 1, x]
+                | across[y + 2, x]
+                | across[y + 3, x]
             )
     return both
 
@@ -399,8 +408,9 @@ def _resample_masked(source, noise, bits, table, at_x, at_y, x0, y0, limit):
 
 @njit(cache=True, nogil=True)
 def _warp_kernel(
-    source, noise, sky, bits, footprints, table, squares, gx, gy, area, step, x0, x1, y0, y1, scale, limit, sci, mask, var
-):
+    source, noise, sky, bits, footprints, table, squares, gx, gy, area, step, x0, x1, y0, y1, scale, limit,
+    sci, mask, var,
+):  # fmt: skip
     ny, nx = bits.shape
     ngx = gx.shape[1]
     written = 0

@@ -95,6 +95,8 @@ def _link_members(layout: Layout, source: Pin, scratch: Path) -> dict[str, Membe
         raise IntegrityError(f"{source.data_id}: {path}: {error}") from None
     if manifest.content_sha256 != source.content:
         raise Conflict(f"{source.data_id}: was replaced since it was pinned; plan again")
+    if manifest.state != DONE:
+        raise PermanentFailure(f"{source.data_id}: is {manifest.state}, so nothing can refer to it")
     for name in manifest.members:
         original = layout.member(source.data_id, manifest.directory, name)
         try:

@@ -1,9 +1,14 @@
-"""Repositories with a made-up ledger and no pixels, for the tests of the Dagster definitions."""
+"""Small repositories for the tests of Dagster: one with a made-up ledger and no pixels, one simulated in seconds."""
 
+import json
+from dataclasses import replace
 from pathlib import Path
 
 from lap_assets.model.survey import CalibrationSet, ChipFile, Exposure
+from lap_assets.operations.ingest import ingest_frames, ingest_refcat
 from lap_assets.operations.workspace import Workspace
+from lap_assets.sim.design import make_design
+from lap_assets.sim.survey import write_survey
 
 BANDS = ("g", "r")
 # RINGS.V3 cells of this zone meet at RA 150: one exposure in the west cell, one in the east cell, one in both
@@ -46,4 +51,25 @@ def create_survey(root: Path) -> Workspace:
         for number, night in enumerate(("2024-03-08", "2024-04-10"))
     )
     space.ledger.define_runs("main", "rings.v3")
+    return space
+
+
+def simulate_small(folder: Path, seed: int = 3) -> Path:
+    """The smallest survey that goes through the whole chain: one band, one exposure in each of three nights."""
+    few = {"bands": ("r",), "visits": (1, 1, 1), "bias_frames": 3, "flat_frames": 3, "galaxy_density": 20.0}
+    write_survey(folder, replace(make_design("tiny", seed), streak=False, **few), workers=1)
+    return folder
+
+
+def ingest_small(root: Path, sim: Path, executor: str = "serial") -> Workspace:
+    """A new repository with a simulated survey ingested, its runs defined, and nothing made."""
+    note = json.loads((sim / "field.json").read_text())
+    Workspace.create(root, {"compute": {"executor": executor, "workers": 2}})
+    space = Workspace.open(root)
+    space.ledger.add_tessellation(note["tessellation"])
+    for kind, name in (("calibration", "calibration"), ("raw", "raw")):
+        outcome = ingest_frames(space, [sim / name], note["camera"], kind)
+        assert not outcome.rejected, outcome.rejected
+    ingest_refcat(space, [sim / "refcat" / "gaia.parquet"], note["refcat"], ["*"])
+    space.ledger.define_runs("main", note["tessellation"]["name"])
     return space

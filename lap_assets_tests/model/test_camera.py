@@ -142,7 +142,7 @@ def test_angles_of_headers(tmp_path, ra, unit, expected):
 @pytest.mark.parametrize("header", [{"RA": 10.0}, {"RA": "north", "DEC": 0.0}, {"RA": 10.0, "DEC": 91.0}])
 def test_unusable_angles_name_their_key(tmp_path, header):
     camera: Camera = load_camera(write(tmp_path, TEXT))
-    with pytest.raises(BadInput, match="RA|DEC"):
+    with pytest.raises(BadInput, match=r"RA|DEC"):
         camera.header.read_angles(fits.Header(header))
 
 

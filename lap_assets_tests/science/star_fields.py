@@ -1,4 +1,4 @@
-"""Images with stars, cosmic rays and cameras for the tests of exposures, by numpy alone (none of the code under test)."""
+"""Images with stars, cosmic rays and chips for tests of exposures, by numpy alone (none of the code under test)."""
 
 import numpy as np
 
@@ -16,9 +16,10 @@ def moffat_stamp(dx: float, dy: float, fwhm_px: float, beta: float = 3.0, half: 
     return stamp * (beta - 1.0) / (np.pi * alpha**2) / 49.0
 
 
-def add_star(image: np.ndarray, x: float, y: float, flux: float, fwhm_px: float, beta: float = 3.0) -> None:
+def add_star(
+    image: np.ndarray, x: float, y: float, flux: float, fwhm_px: float, beta: float = 3.0, half: int = 20
+) -> None:
     """Add a star to an image in place; its stamp is cut at the borders."""
-    half = 20
     ix, iy = round(x), round(y)
     stamp = flux * moffat_stamp(x - ix, y - iy, fwhm_px, beta, half)
     y0, y1 = max(0, iy - half), min(image.shape[0], iy + half + 1)
@@ -27,7 +28,11 @@ def add_star(image: np.ndarray, x: float, y: float, flux: float, fwhm_px: float,
 
 
 def star_field(
-    rng: np.random.Generator, shape: tuple[int, int], n_stars: int, fwhm_px: float, flux: tuple[float, float] = (3e3, 2e5)
+    rng: np.random.Generator,
+    shape: tuple[int, int],
+    n_stars: int,
+    fwhm_px: float,
+    flux: tuple[float, float] = (3e3, 2e5),
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Noiseless image of stars on a jittered grid (no two closer than 24 px), with their x, y and fluxes."""
     step = 32

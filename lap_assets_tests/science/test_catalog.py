@@ -27,7 +27,7 @@ TESSELLATION = load_tessellation(
 
 
 def simulate(seed=1, n_stars=60, n_galaxies=120, sky=0.0, noise=1.0, bands=2):
-    """Images of stars and galaxies in bands (fluxes 1 : 2 : …), each with its own noise; truth as x, y, flux, is_star."""
+    """Images of stars and galaxies in bands (fluxes 1 : 2 : …), each with noise; truth as x, y, flux, is_star."""
     rng = np.random.default_rng(seed)
     psf = galsim.Moffat(beta=3, fwhm=FWHM)
     perfect = np.zeros((SIZE, SIZE))
@@ -94,7 +94,9 @@ def test_two_bands_go_deeper_than_one():
     images, truth = simulate(n_stars=80, n_galaxies=0, noise=45.0, bands=1)
     rng = np.random.default_rng(9)
     more = [
-        MaskedImage((images[0].sci + rng.normal(0, 45.0, images[0].sci.shape)).astype("f4"), images[0].mask, images[0].var * 2)
+        MaskedImage(
+            (images[0].sci + rng.normal(0, 45.0, images[0].sci.shape)).astype("f4"), images[0].mask, images[0].var * 2
+        )
         for _ in range(3)
     ]
     found = [np.sum(match(detect(stack)[1], truth) >= 0) for stack in ([more[0]], more)]
@@ -144,7 +146,9 @@ def test_forced_photometry_of_stars_is_right_to_5_mmag(field):
             ratio = table[name].to_numpy()[index][star] / ((k + 1) * truth[star, 2])
             assert 1e3 * abs(np.median(2.5 * np.log10(ratio))) < 5
     faint = (truth[:, 3] == 1) & (truth[:, 2] < 1500)
-    pulls = ((tables[0]["flux_psf"].to_numpy()[index] - truth[:, 2]) / tables[0]["flux_psf_err"].to_numpy()[index])[faint]
+    pulls = ((tables[0]["flux_psf"].to_numpy()[index] - truth[:, 2]) / tables[0]["flux_psf_err"].to_numpy()[index])[
+        faint
+    ]
     assert abs(np.median(pulls)) < 0.5
     assert 1.4826 * np.median(np.abs(pulls - np.median(pulls))) == pytest.approx(1.0, abs=0.4)
 
@@ -214,7 +218,7 @@ def test_every_object_of_the_overlaps_is_owned_once():
         cut = [MaskedImage(i.sci[box].copy(), i.mask[box].copy(), i.var[box].copy()) for i in images]
         _, objects, _ = detect(cut)
         own = objects[select_owned(objects["x"], objects["y"], skycell.inner)]
-        places.append(own[["x", "y"]].to_numpy() + [skycell.x0, skycell.y0])
+        places.append(own[["x", "y"]].to_numpy() + np.array([skycell.x0, skycell.y0]))
         ids += name_objects("t.0", skycell.name, own["segment"].to_numpy())
     places = np.concatenate(places)
     assert len(set(ids)) == len(ids) == len(places)

@@ -7,6 +7,7 @@ from lap_assets.errors import UnprocessableData
 from lap_assets.model.image import Mask
 from lap_assets.science.detection import (
     detect_sources,
+    filter_matched,
     mask_sources,
     measure_sources,
     recenter_sources,
@@ -58,6 +59,20 @@ def test_fluxes_of_bright_stars_share_one_aperture_ratio_within_their_errors(fie
     assert np.std(ratio / np.median(ratio)) < 0.012
     expected = (matched.flux_err / matched.flux)[bright]
     assert np.std(ratio / np.median(ratio) / 1.0) < 2.0 * np.sqrt(np.mean(expected**2)) + 0.002
+
+
+def test_matched_filter_has_unit_noise_and_the_snr_of_optimal_photometry():
+    rng = np.random.default_rng(5)
+    noise = 25.0 * rng.normal(size=(256, 256)).astype(np.float32)
+    weight = np.full(noise.shape, 1.0 / 625.0)
+    assert filter_matched(noise, weight, FWHM).std() == pytest.approx(1.0, rel=0.03)
+    y, x = np.mgrid[:256, :256]
+    star = np.exp(-0.5 * ((x - 128) ** 2 + (y - 128) ** 2) / (FWHM / 2.355) ** 2)
+    snr = filter_matched((1e4 * star / star.sum()).astype(np.float32), weight, FWHM)
+    optimal = 1e4 / (25.0 * np.sqrt(4 * np.pi) * FWHM / 2.355)
+    assert snr.max() == pytest.approx(optimal, rel=0.02)
+    weight[:, :64] = 0.0
+    assert not filter_matched(noise, weight, FWHM)[:, :60].any()
 
 
 def test_stars_are_selected_and_wider_sources_are_not():

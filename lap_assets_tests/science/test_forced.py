@@ -48,9 +48,7 @@ def measure_stamps(image, var, x, y, psf, size=31):
 
 
 @settings(deadline=None)
-@given(
-    a=st.floats(3, 8), ratio=st.floats(0.4, 1), theta=st.floats(-1.5, 1.5), x=st.floats(15, 17), y=st.floats(14, 16)
-)
+@given(a=st.floats(3, 8), ratio=st.floats(0.4, 1), theta=st.floats(-1.5, 1.5), x=st.floats(15, 17), y=st.floats(14, 16))
 def test_area_of_an_ellipse_is_right_to_one_and_a_half_percent(a, ratio, theta, x, y):
     image = np.ones((32, 32), np.float32)
     one = [np.array([v]) for v in (x, y, a, max(a * ratio, 2.5), theta)]
@@ -60,7 +58,7 @@ def test_area_of_an_ellipse_is_right_to_one_and_a_half_percent(a, ratio, theta, 
 
 
 def test_neighbours_and_holes_are_filled_in_by_symmetry():
-    """A neighbour five times as bright adds its faint wings, a tenth of the flux; without its segment, seven tenths; a hole nothing."""
+    """A neighbour five times as bright adds its faint wings, a tenth of the flux; unmasked, half; a hole adds nothing."""
     psf = galsim.Moffat(beta=3, fwhm=1.0)
     image, var, x, y = draw_field(None, psf, 100.0, n=1)
     clean = image.copy()
@@ -91,7 +89,7 @@ def test_objects_at_the_edge_of_the_image_do_not_read_beyond_it():
 
 
 def test_psf_fluxes_are_unbiased_to_a_mmag_and_errors_honest():
-    """64 stars at S/N 40: mean pull within 3/8, scatter of pulls 1; noiseless stars to 1 mmag at any sub-pixel place."""
+    """64 stars at S/N 40: mean pull within 3/8, scatter of pulls 1; noiseless stars to 1.5 mmag at any place."""
     psf = galsim.Moffat(beta=3, fwhm=1.0).shear(e1=0.05)
     image, var, x, y = draw_field(None, psf, 1000.0, noise=1e-3)
     stamps, psfs = measure_stamps(image, var, x, y, psf)

@@ -68,7 +68,9 @@ def test_unknown_filter_names_those_there_are():
 def test_fft_map_equals_the_direct_sum(filter_name):
     """LV-22: within 1 % of the map's highest value, E and B, S/N and amplitude, edges included."""
     sample = lensed_sample(np.random.default_rng(1), 20.0, 30.0, 1e15, 0.3)
-    sample = ShearSample(sample.x, sample.y, sample.g1, sample.g2, np.random.default_rng(2).uniform(0.5, 1.5, len(sample.x)))
+    sample = ShearSample(
+        sample.x, sample.y, sample.g1, sample.g2, np.random.default_rng(2).uniform(0.5, 1.5, len(sample.x))
+    )
     grid, maps = compute_map(sample, filter_name=filter_name)
     rng = np.random.default_rng(3)
     i, j = rng.integers(0, grid.nx, 60), rng.integers(0, grid.ny, 60)
@@ -206,7 +208,10 @@ def test_spreading_keeps_sums_and_first_moments(points):
 
 def test_peaks_are_found_at_sub_pixel_places_highest_first():
     yy, xx = np.mgrid[0:60, 0:80]
-    plane = sum(a * np.exp(-((xx - x) ** 2 + (yy - y) ** 2) / 50.0) for x, y, a in ((20.3, 30.7, 5), (60.0, 15.4, 8), (40, 50, 2)))
+    plane = sum(
+        a * np.exp(-((xx - x) ** 2 + (yy - y) ** 2) / 50.0)
+        for x, y, a in ((20.3, 30.7, 5), (60.0, 15.4, 8), (40, 50, 2))
+    )
     peaks = find_peaks(plane, 3.0, 10.0)
     assert peaks["x"].to_numpy() == pytest.approx([60.0, 20.3], abs=0.05)
     assert peaks["y"].to_numpy() == pytest.approx([15.4, 30.7], abs=0.05)

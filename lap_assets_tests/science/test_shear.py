@@ -146,7 +146,9 @@ def test_shears_of_nothing_are_no_work():
 
 def make_colours(rng, n_members, n_field=600):
     mag = rng.uniform(17.5, 21.5, n_members + n_field)
-    colour = np.concatenate([1.1 - 0.02 * (mag[:n_members] - 19) + rng.normal(0, 0.03, n_members), rng.normal(0.7, 0.5, n_field)])
+    colour = np.concatenate(
+        [1.1 - 0.02 * (mag[:n_members] - 19) + rng.normal(0, 0.03, n_members), rng.normal(0.7, 0.5, n_field)]
+    )
     return colour, mag
 
 

@@ -41,7 +41,9 @@ def combine(images, limits=LIMITS, fwhms=None):
     return stack.combine_images(images, weights, limits, fwhms)
 
 
-@pytest.mark.parametrize("fwhms", [[2.1, 2.4, 2.6, 2.2, 3.0, 2.8], [2.0, 3.25, 3.25], [2.0, 2.0, 3.25], [2.0, 3.25], [2.0, 3.0, 2.0, 3.25]])
+@pytest.mark.parametrize(
+    "fwhms", [[2.1, 2.4, 2.6, 2.2, 3.0, 2.8], [2.0, 3.25, 3.25], [2.0, 2.0, 3.25], [2.0, 3.25], [2.0, 3.0, 2.0, 3.25]]
+)
 def test_star_cores_and_wings_are_never_clipped(fwhms):
     """Seeing 0.8–1.3″ at 0.4″/px, stars up to S/N 1000: no pixel within 3 FWHM of a star is rejected; LV-16."""
     result = combine(make_inputs(fwhms), fwhms=fwhms)

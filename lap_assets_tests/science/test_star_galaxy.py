@@ -48,7 +48,7 @@ def test_spread_of_stars_is_zero_within_errors_that_are_honest():
 
 @pytest.mark.parametrize("radius, snr, sure", [(0.3, 40.0, True), (0.5, 20.0, False), (0.8, 20.0, False)])
 def test_galaxies_are_galaxies_and_stars_stars(radius, snr, sure):
-    """At S/N 40 at least 95 % of both are right; at S/N 20 of galaxies, and of stars no more than 5 % are sure galaxies."""
+    """At S/N 40 at least 95 % of both are right; at S/N 20 of galaxies, and at most 5 % of stars are sure galaxies."""
     stars = classify_extendedness(*spread_of(None, snr))
     galaxies = classify_extendedness(*spread_of(galsim.Exponential(half_light_radius=radius), snr))
     assert np.mean(galaxies >= Extendedness.LIKELY_GALAXY) >= 0.95
@@ -75,7 +75,10 @@ def test_unknown_stays_unknown():
 
 
 def test_bands_are_combined_by_inverse_variance():
-    spreads, errors = np.array([[1.0, np.nan, np.nan], [3.0, 2.0, np.nan]]), np.array([[1.0, 1.0, 1.0], [0.5, 0.1, 1.0]])
+    spreads, errors = (
+        np.array([[1.0, np.nan, np.nan], [3.0, 2.0, np.nan]]),
+        np.array([[1.0, 1.0, 1.0], [0.5, 0.1, 1.0]]),
+    )
     mean, error = combine_spreads(spreads, errors)
     assert mean[:2] == pytest.approx([(1 + 12) / 5, 2.0])
     assert error[:2] == pytest.approx([np.sqrt(1 / 5), 0.1])
@@ -83,7 +86,7 @@ def test_bands_are_combined_by_inverse_variance():
 
 
 def test_psf_stars_come_from_the_locus_and_not_from_the_galaxies():
-    """40 stars among 300 galaxies of larger radius, all bright: at least 90 % of the chosen are stars, and 80 % of them."""
+    """40 stars among 300 larger galaxies, all bright: at least 90 % of the chosen are stars, and 80 % of those there."""
     rng = np.random.default_rng(2)
     size = np.concatenate([rng.normal(1.5, 0.02, 40), 1.5 * np.sqrt(1 + rng.uniform(0.2, 4.0, 300))])
     snr = rng.uniform(20, 500, 340)

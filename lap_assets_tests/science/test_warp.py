@@ -105,7 +105,9 @@ def test_star_fluxes_survive_another_pixel_scale(scale):
 
 
 def test_bare_lanczos_moves_stars(monkeypatch):
-    """The negative of the moment correction: with plain normalised Lanczos-3 weights the same stars move by over 6 mpx."""
+    """The negative of the moment correction: with plain normalised Lanczos-3 weights the same stars move by over 6
+    mpx.
+    """
     phase = np.arange(warp.PHASES + 1)[:, None] / warp.PHASES
     offset = phase - np.arange(-2, 4)[None, :]
     kernel = np.sinc(offset) * np.sinc(offset / 3)
@@ -130,7 +132,7 @@ def test_without_the_jacobian_fluxes_would_be_off():
 
 
 def test_agrees_with_reproject_and_the_truth():
-    """Against the analytic stars at the true places, and reproject_interp (cubic spline) times the area ratio; LV-16."""
+    """Against the analytic stars at their true places and reproject_interp (cubic spline) times the area ratio."""
     reproject = pytest.importorskip("reproject")
     x, y, flux = star_field()
     wcs, target = chip_wcs(), skycell_wcs()
@@ -183,7 +185,9 @@ def test_chip_elsewhere_gives_no_map():
 
 
 def test_variance_plane_and_covariance_factor_are_the_noise():
-    """Pixel χ is 1, and the scatter of 12×12 sums is VAR times NOISECOV; without the factor it would be 1.3 times off."""
+    """Pixel χ is 1, and the scatter of 12×12 sums is VAR times NOISECOV; without the factor it would be 1.3 times
+    off.
+    """
     rng = np.random.default_rng(3)
     n = 900
     sci = rng.normal(0, 10, (n, n)).astype(np.float32)
@@ -300,8 +304,8 @@ def test_background_and_scale():
 
 @settings(max_examples=15, deadline=None)
 @given(
-    angle=st.floats(0, 360), dec=st.sampled_from([-89.9, -30.0, 0.0, 60.0, 89.9]), ra=st.sampled_from([0.0, 0.001, 359.99, 123.0]),
-    dx=st.floats(-30, 30), dy=st.floats(-30, 30),
+    angle=st.floats(0, 360), dec=st.sampled_from([-89.9, -30.0, 0.0, 60.0, 89.9]),
+    ra=st.sampled_from([0.0, 0.001, 359.99, 123.0]), dx=st.floats(-30, 30), dy=st.floats(-30, 30),
 )  # fmt: skip
 def test_flat_sky_stays_flat_anywhere(angle, dec, ra, dx, dy):
     """Any rotation, RA 0/360, next to the poles: constant surface brightness, and coverage is the chip's area."""

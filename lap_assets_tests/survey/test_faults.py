@@ -68,7 +68,9 @@ def test_lost_ledger_is_rebuilt_with_the_same_decisions(copy):
     fresh = Workspace.open(copy.root)
     assert fresh.survey() == before
     assert fresh.ledger.partition_states() == states
-    assert decide(Snapshot(before, states, fresh.configs())) == decide(Snapshot(fresh.survey(), fresh.ledger.partition_states(), fresh.configs()))
+    assert decide(Snapshot(before, states, fresh.configs())) == decide(
+        Snapshot(fresh.survey(), fresh.ledger.partition_states(), fresh.configs())
+    )
     assert "none made" in lap("--repo", copy.root, "run").stdout
 
 
@@ -122,7 +124,9 @@ def test_killed_run_goes_on_where_it_stopped(tiny, tmp_path):
     sim = small_survey(tiny, tmp_path)
     root = process(tmp_path, sim, "--to", "master_flats")
     for after in (2, 9):
-        run = subprocess.Popen([*LAP, "--repo", str(root), "run", "--to", "chips"], start_new_session=True, stderr=subprocess.DEVNULL)
+        run = subprocess.Popen(
+            [*LAP, "--repo", str(root), "run", "--to", "chips"], start_new_session=True, stderr=subprocess.DEVNULL
+        )
         deadline = time.monotonic() + 120
         while len(Repo(root).all_units("main", "chips")) < after and run.poll() is None and time.monotonic() < deadline:
             time.sleep(0.02)

@@ -36,4 +36,6 @@ def disabled_features() -> str:
     """The CPU features of this machine that numpy dispatches on beyond AVX2, as its environment variable wants them."""
     from numpy._core._multiarray_umath import __cpu_dispatch__, __cpu_features__
 
-    return " ".join(name for name in __cpu_dispatch__ if name.startswith(("AVX512", "X86_V4")) and __cpu_features__.get(name))
+    return " ".join(
+        name for name in __cpu_dispatch__ if name.startswith(("AVX512", "X86_V4")) and __cpu_features__.get(name)
+    )

@@ -67,7 +67,9 @@ def test_python_reads_by_name_and_keys(tiny):
     stack = repo.get("final_stacks", cell="tiny.0", band="r")
     part = repo.get("final_stacks", cell="tiny.0", band="r", skycell="00")
     assert stack.shape[0] > part.shape[0] and stack.header["BUNIT"] == "nJy"
-    assert np.array_equal(stack.sci[: part.shape[0] // 2, : part.shape[1] // 2], part.sci[: part.shape[0] // 2, : part.shape[1] // 2])
+    assert np.array_equal(
+        stack.sci[: part.shape[0] // 2, : part.shape[1] // 2], part.sci[: part.shape[0] // 2, : part.shape[1] // 2]
+    )
     objects = repo.get("object_catalogs", cell="tiny.0")
     assert len(objects) > 300 and objects["object_id"].is_unique and objects.attrs["units"]["ra"] == "deg"
     rows = repo.query("warps", "band=r state=done")
@@ -90,7 +92,9 @@ def test_terminal_reads(tiny, tmp_path):
     assert (tmp_path / "cut.png").read_bytes().startswith(b"\x89PNG")
     assert "made main/chips/simtiny-000101/c0" in lap(*at, "log", "main/chips/simtiny-000101/c0").stdout
     told = lap(*at, "report", "--truth", tiny.truth, "--json", tmp_path / "report.json")
-    assert "astrometry_rms_mas" in told.stdout and json.loads((tmp_path / "report.json").read_text())["units_failed"] == 0
+    assert (
+        "astrometry_rms_mas" in told.stdout and json.loads((tmp_path / "report.json").read_text())["units_failed"] == 0
+    )
 
 
 def test_every_pixel_has_its_lineage(tiny):
@@ -107,7 +111,14 @@ def test_every_pixel_has_its_lineage(tiny):
         for pin in manifest.inputs:
             assert repo.manifest(pin.data_id).content_sha256 == pin.content
             open_.append(pin.data_id)
-    assert {d.product for d in seen} >= {"warps", "chips", "solutions", "joint_solutions", "master_flats", "master_biases"}
+    assert {d.product for d in seen} >= {
+        "warps",
+        "chips",
+        "solutions",
+        "joint_solutions",
+        "master_flats",
+        "master_biases",
+    }
 
 
 def test_manifests_and_products_tell_no_path_host_or_clock(tiny):

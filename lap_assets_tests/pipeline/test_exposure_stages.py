@@ -1,0 +1,299 @@
+"""From raw frames to joint solutions, with the store in between: what was put in is gone afterwards (LV-11)."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+from astropy.io import fits
+from astropy.wcs import WCS
+
+from lap_assets.errors import NoWork, UnprocessableData
+from lap_assets.model import camera as camera_model
+from lap_assets.model.ids import DataId
+from lap_assets.model.image import Mask
+from lap_assets.model.survey import CalibrationSet, ChipFile, Exposure, Run, Survey
+from lap_assets.pipeline import calibrations, chips, joint_solutions, solutions
+from lap_assets.science.background import evaluate_background
+from lap_assets.settings import ChipSettings, Settings
+from lap_assets.store.repo import Repo
+from lap_assets_tests.science.star_fields import add_star
+
+N, OVERSCAN, SKY, ZERO_POINT, FWHM = 256, 16, 500.0, 28.5, 2.6
+RA, DEC, SCALE = 40.0, -20.0, 0.4 / 3600
+CHIPS = ("c0", "c1")
+TRUE_GAIN = {"A": 1.5, "B": 1.54}  # nominal 1.5 for both
+BIAS_KEY, FLAT_KEY = "toy|bias|all|2024-01-01", "toy|flat|r|2024-01-01"
+
+
+def camera_yaml():
+    half = N // 2
+    amplifiers = [
+        {"name": "A", "overscan": [0, OVERSCAN, 0, N], "data": [OVERSCAN, OVERSCAN + half, 0, N],
+         "target": [0, half, 0, N]},
+        {"name": "B", "overscan": [OVERSCAN + N, 2 * OVERSCAN + N, 0, N], "data": [OVERSCAN + half, OVERSCAN + N, 0, N],
+         "target": [half, N, 0, N]},
+    ]  # fmt: skip
+    for amp in amplifiers:
+        amp |= {"gain": 1.5, "read_noise_e": 5.0, "saturation_adu": 50000.0}
+    shared = {"nx": N, "ny": N, "raw_nx": N + 2 * OVERSCAN, "raw_ny": N, "amplifiers": amplifiers}
+    shared["cd_deg"] = [[-SCALE, 0.0], [0.0, SCALE]]
+    places = {"c0": {"crpix": [N + 10.0, N / 2]}, "c1": {"crpix": [-10.0, N / 2]}}
+    return {"name": "toy", "pixel_scale_arcsec": 0.4, "filters": {"r": "r"}, "chip_defaults": shared, "chips": places}
+
+
+def response(chip):
+    y, x = np.mgrid[:N, :N] / N
+    return (1.0 - 0.15 * ((x - 0.5) ** 2 + (y - 0.5) ** 2)) * (1.0 if chip == "c0" else 0.93)
+
+
+def flat_scale():
+    """What dividing by flats of mean 1 over the mosaic multiplies true electrons by, with the nominal gain."""
+    gain = np.where(np.arange(N) < N // 2, 1.5 / TRUE_GAIN["A"], 1.5 / TRUE_GAIN["B"])[None, :]
+    middle = slice(N // 4, N - N // 4)
+    return np.mean([np.median((response(chip) * gain)[middle, middle]) for chip in CHIPS])
+
+
+def to_raw(rng, electrons):
+    """Electrons on the chip to a raw frame: true gains, bias pattern, drifting overscan, read noise."""
+    raw = np.zeros((N, N + 2 * OVERSCAN))
+    level = 600.0 + 3.0 * np.sin(np.arange(N) / 50.0)[:, None]
+    pattern = 6.0 * np.exp(-np.arange(N) / 25.0)[None, :]
+    for name, columns in (("A", slice(0, N // 2)), ("B", slice(N // 2, N))):
+        raw[:, OVERSCAN:-OVERSCAN][:, columns] = electrons[:, columns] / TRUE_GAIN[name] + pattern[:, columns]
+    raw += level + rng.normal(0, 5.0 / 1.5, raw.shape)
+    return np.clip(np.rint(raw), 0, 65535).astype(np.uint16)
+
+
+def write_mef(path, images):
+    fits.HDUList([fits.PrimaryHDU(), *(fits.ImageHDU(raw, name=name) for name, raw in images.items())]).writeto(path)
+    return str(path)
+
+
+class Toy:
+    """A repository with calibration frames and three exposures of one field on disk, and its survey."""
+
+    def __init__(self, root, monkeypatch):
+        rng = np.random.default_rng(42)
+        cameras = root / "cameras"
+        cameras.mkdir()
+        (cameras / "toy.yaml").write_text(yaml.safe_dump(camera_yaml()))
+        monkeypatch.setattr(camera_model, "CAMERAS_DIR", cameras)
+        self.repo, self.settings = Repo(root / "repo"), Settings()
+        self.camera = camera_model.load_camera("toy")
+        ra, dec = RA + rng.uniform(-0.033, 0.033, 300) / np.cos(np.radians(DEC)), DEC + rng.uniform(-0.018, 0.018, 300)
+        self.stars = pd.DataFrame({"ra": ra, "dec": dec, "mag": rng.uniform(15.0, 19.5, 300)})
+        self.repo.root.mkdir()
+        self.repo.write_refcat("gaia", self.catalog(rng))
+        biases = [self.frame(root / f"bias{k}.fits", lambda _: np.zeros((N, N)), rng) for k in range(5)]
+        flats = [self.frame(root / f"flat{k}.fits", lambda c: rng.poisson(30000 * response(c)), rng) for k in range(5)]
+        sets = {BIAS_KEY: self.calibration(BIAS_KEY, biases), FLAT_KEY: self.calibration(FLAT_KEY, flats)}
+        self.truth = {}
+        exposures = {e.id: e for e in (self.expose(root, k, rng) for k in range(3))}
+        masters = (("master_biases", BIAS_KEY), ("master_flats", FLAT_KEY))
+        run = Run(1, "demo.0", "r", tuple(sorted(exposures)))
+        self.survey = Survey("main", exposures, {}, (run,), sets, dict.fromkeys(exposures, masters), {"*": "gaia"})
+
+    def catalog(self, rng):
+        table = pd.DataFrame({"source_id": np.arange(300), "pmra": 0.0, "pmdec": 0.0, "ref_epoch_yr": 2024.0})
+        for axis, cosine in (("ra", np.cos(np.radians(DEC))), ("dec", 1.0)):
+            table[axis] = self.stars[axis] + rng.normal(0, 20.0 / 3.6e6, 300) / cosine
+            table[f"{axis}_err_mas"] = 20.0
+        table["mag_r"] = self.stars.mag + rng.normal(0, 0.01, 300)
+        return table
+
+    def frame(self, path, electrons, rng):
+        return write_mef(path, {chip: to_raw(rng, electrons(chip)) for chip in CHIPS})
+
+    def calibration(self, key, paths):
+        frames = tuple(ChipFile(chip, path, chip, ()) for path in paths for chip in CHIPS)
+        return CalibrationSet(key, "toy", key.split("|")[1], key.split("|")[2], "2024-01-01", frames)
+
+    def expose(self, root, k, rng):
+        """Exposure k: pointing 4 arcsec off, transparency falling, one bright trail of cosmic rays per chip."""
+        dx, dy, transparency = 8.0 * k / 3600, -5.0 * k / 3600, 1.0 - 0.05 * k
+        told, images = (RA + dx / np.cos(np.radians(DEC)), DEC + dy), {}
+        for chip in CHIPS:
+            truth = self.camera.nominal_wcs(chip, told[0] + 4.0 / 3600, told[1] - 3.0 / 3600)
+            x, y = WCS(truth).all_world2pix(self.stars.ra, self.stars.dec, 0)
+            image = np.zeros((N, N))
+            for a, b, mag in zip(x, y, self.stars.mag, strict=True):
+                if -8 < a < N + 8 and -8 < b < N + 8:
+                    add_star(image, a, b, transparency * 10 ** (0.4 * (ZERO_POINT - mag)), FWHM, half=12)
+            light = rng.poisson((image + SKY) * response(chip)).astype(float)
+            row = 40 + 30 * k
+            light[row, 100:130] += 3000.0
+            images[chip] = to_raw(rng, light)
+            self.truth[f"toy-{k}", chip] = {"wcs": truth, "row": row, "transparency": transparency}
+        path = write_mef(root / f"toy-{k}.fits", images)
+        files = tuple(ChipFile(c, path, c, self.camera.footprint(c, *told)) for c in CHIPS)
+        return Exposure(f"toy-{k}", "toy", "r", "r", "2024-01-02", 60311.1, 60.0, *told, chips=files)
+
+    def make(self, module, partition, suffix="", settings=None):
+        """Plan, make and publish all units of a partition; returns the outputs by unit."""
+        name = f"_{suffix}" if suffix else ""
+        plan, make = getattr(module, f"plan{name}"), getattr(module, f"make{name}")
+        collection = "calib" if suffix else "main"
+        outputs = {}
+        for task in plan(self.survey, self.repo, settings or self.settings, collection, partition):
+            output = make(task, self.repo)
+            self.repo.publish(
+                task.data_id, output.members, inputs=task.inputs, recipe="r", config_sha256="c", code=1,
+                metrics=output.metrics,
+            )  # fmt: skip
+            outputs[task.data_id.unit] = output
+        return outputs
+
+
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        survey = Toy(tmp_path_factory.mktemp("toy"), patch)
+        survey.biases = survey.make(calibrations, BIAS_KEY, "biases")
+        survey.flats = survey.make(calibrations, FLAT_KEY, "flats")
+        survey.chips = {e: survey.make(chips, e) for e in survey.survey.exposures}
+        survey.solutions = {e: survey.make(solutions, e)[""] for e in survey.survey.exposures}
+        yield survey
+
+
+def test_masters_hold_the_pattern_and_the_steps_between_amplifiers_and_chips(toy):
+    bias = toy.repo.read_image(DataId("calib", "master_biases", BIAS_KEY, "c0"))
+    assert bias.sci[:, :3].mean() == pytest.approx(6.0 * np.exp(-1 / 25.0), abs=0.4)
+    flats = {c: toy.repo.read_image(DataId("calib", "master_flats", FLAT_KEY, c)).sci for c in CHIPS}
+    step = flats["c0"][:, N // 2 : N // 2 + 8].mean() / flats["c0"][:, N // 2 - 8 : N // 2].mean()
+    assert step == pytest.approx(1.5 / 1.54, abs=1e-3)
+    assert flats["c1"].mean() / flats["c0"].mean() == pytest.approx(0.93, abs=1e-3)
+
+
+def test_chips_are_flat_in_electrons_and_cosmic_rays_are_flagged(toy):
+    for exposure, outputs in toy.chips.items():
+        skies = []
+        for chip, output in outputs.items():
+            image = output.members["image.fits"]
+            assert image.header["BUNIT"] == "electron"
+            skies += [np.median(image.sci[rows, columns]) for rows in HALVES for columns in HALVES]
+            hit = image.mask[toy.truth[exposure, chip]["row"], 100:130] & int(Mask.COSMIC_RAY)
+            assert (hit != 0).mean() > 0.95
+            assert output.metrics["n_cosmic_ray_px"] < 400
+        # stars raise the median of a quarter by a few electrons; the chips' own step is 35, the amplifiers' 13
+        assert np.ptp(skies) < 6.0
+
+
+HALVES = (slice(0, N // 2), slice(N // 2, N))
+
+
+def test_without_flat_or_bias_the_steps_are_still_there(toy):
+    settings = Settings(chips=ChipSettings(skip_steps=("flat", "cosmic_rays")))
+    task = chips.plan(toy.survey, toy.repo, settings, "main", "toy-0")[1]
+    image = chips.make(task, toy.repo).members["image.fits"]
+    first = chips.make(chips.plan(toy.survey, toy.repo, settings, "main", "toy-0")[0], toy.repo).members["image.fits"]
+    assert np.median(first.sci) - np.median(image.sci) > 20.0
+    assert not (image.mask & int(Mask.COSMIC_RAY)).any()
+
+
+def test_solutions_meet_the_truth(toy):
+    for exposure, output in toy.solutions.items():
+        document = json.loads(json.dumps(output.members["solution.json"], allow_nan=False))
+        transparency = toy.truth[exposure, "c0"]["transparency"]
+        assert document["zero_point_mag"] == pytest.approx(
+            ZERO_POINT + 2.5 * np.log10(transparency * flat_scale()), abs=0.015
+        )
+        assert document["fwhm_arcsec"] == pytest.approx(0.4 * FWHM, rel=0.08)  # the pixel widens it a little
+        assert document["ellipticity"] < 0.02
+        for chip, one in document["chips"].items():
+            assert one["state"] == "good"
+            header = fits.Header(one["wcs"])
+            x, y = np.meshgrid(np.linspace(0, N - 1, 9), np.linspace(0, N - 1, 9))
+            ra, dec = WCS(header).all_pix2world(x, y, 0)
+            true_ra, true_dec = WCS(toy.truth[exposure, chip]["wcs"]).all_pix2world(x, y, 0)
+            assert np.sqrt(np.mean(((ra - true_ra) * np.cos(np.radians(DEC)) * 3.6e6) ** 2)) < 10.0
+            assert np.sqrt(np.mean(((dec - true_dec) * 3.6e6) ** 2)) < 10.0
+
+
+def test_bright_stars_are_right_to_15_mmag_and_the_table_names_its_units(toy):
+    table = toy.repo.read_table(DataId("main", "solutions", "toy-1"), "sources.parquet")
+    assert table.attrs["units"]["ra"] == "deg"
+    stars = table[table.is_star & table.usable]
+    offset = np.hypot(
+        (stars.ra.to_numpy()[:, None] - toy.stars.ra.to_numpy()) * np.cos(np.radians(DEC)),
+        stars.dec.to_numpy()[:, None] - toy.stars.dec.to_numpy(),
+    )
+    nearest = offset.argmin(axis=1)
+    bright = (offset.min(axis=1) < 0.3 / 3600) & (toy.stars.mag.to_numpy()[nearest] < 18.0)
+    difference = stars.mag.to_numpy()[bright] - toy.stars.mag.to_numpy()[nearest[bright]]
+    assert bright.sum() > 40
+    assert abs(np.median(difference)) < 0.01
+    assert 1.4826 * np.median(np.abs(difference - np.median(difference))) < 0.015
+
+
+def test_published_mesh_gives_back_the_sky(toy):
+    planes = toy.repo.read_planes(DataId("main", "solutions", "toy-0"), "backgrounds.fits")
+    sky = evaluate_background(planes["C0"][0], (planes["C0"][1]["CHIPNY"], planes["C0"][1]["CHIPNX"]))
+    assert sky.shape == (N, N)
+    assert np.abs(sky - SKY * flat_scale()).max() < 6.0
+
+
+def test_joint_solution_of_exposures_with_their_own_zero_points_is_nearly_zero(toy):
+    output = toy.make(joint_solutions, "demo.0|r")[""]
+    table = output.members["zeropoints.parquet"]
+    assert table.n_stars.min() > 30
+    assert table.dzp_mag.abs().max() < 0.004
+    assert output.metrics["repeatability_mmag"] < 20.0
+
+
+def test_remaking_gives_the_same_bytes(toy):
+    before = [toy.repo.manifest(DataId("main", product, "toy-1", unit)).content_sha256 for product, unit in UNITS]
+    toy.make(chips, "toy-1")
+    toy.make(solutions, "toy-1")
+    after = [toy.repo.manifest(DataId("main", product, "toy-1", unit)).content_sha256 for product, unit in UNITS]
+    assert after == before
+
+
+UNITS = (("chips", "c0"), ("chips", "c1"), ("solutions", ""))
+
+
+def replan(toy, module, partition, **changes):
+    """First task of a partition with some params of it changed."""
+    task = module.plan(toy.survey, toy.repo, toy.settings, "main", partition)[0]
+    return type(task)(task.data_id, task.inputs, task.settings, {**task.params, **changes})
+
+
+@pytest.mark.parametrize(
+    ("make_data", "says"),
+    [
+        (lambda: np.full((N, N + 2 * OVERSCAN), np.nan, np.float32), "no data"),
+        (lambda: np.zeros((N, N + 2 * OVERSCAN), np.uint16), "no data"),
+        (lambda: np.ones((N, N), np.uint16), "shape"),
+    ],
+)
+def test_bad_raw_chips_are_unprocessable_with_a_reason(toy, tmp_path, make_data, says):
+    path = write_mef(tmp_path / "bad.fits", {"c0": make_data()})
+    with pytest.raises(UnprocessableData, match=says):
+        chips.make(replan(toy, chips, "toy-0", path=path), toy.repo)
+
+
+def test_a_truncated_file_and_a_missing_hdu_are_unprocessable_and_a_missing_file_may_come_back(toy, tmp_path):
+    path = tmp_path / "cut.fits"
+    write_mef(path, {"c0": np.ones((N, N + 2 * OVERSCAN), np.uint16)})
+    path.write_bytes(path.read_bytes()[:20000])
+    with pytest.raises(UnprocessableData, match="damaged"):
+        chips.make(replan(toy, chips, "toy-0", path=str(path)), toy.repo)
+    with pytest.raises(UnprocessableData, match="no HDU"):
+        chips.make(replan(toy, chips, "toy-0", hdu="c7"), toy.repo)
+    with pytest.raises(OSError, match="nowhere"):
+        chips.make(replan(toy, chips, "toy-0", path="/nowhere/x.fits"), toy.repo)
+
+
+def test_missing_masters_and_catalogues_are_named(toy):
+    empty = Survey("main", toy.survey.exposures, reference_catalogs={})
+    task = chips.plan(empty, toy.repo, toy.settings, "main", "toy-0")[0]
+    with pytest.raises(UnprocessableData, match="master_biases"):
+        chips.make(task, toy.repo)
+    with pytest.raises(UnprocessableData, match="no reference catalogue"):
+        solutions.make(solutions.plan(empty, toy.repo, toy.settings, "main", "toy-0")[0], toy.repo)
+    lost = Survey("main", toy.survey.exposures, reference_catalogs={"*": "lost"})
+    with pytest.raises(UnprocessableData, match="lost"):
+        solutions.make(solutions.plan(lost, toy.repo, toy.settings, "main", "toy-0")[0], toy.repo)
+    with pytest.raises(NoWork):
+        joint_solutions.make(joint_solutions.plan(empty, toy.repo, toy.settings, "main", "demo.0|r")[0], toy.repo)
