@@ -118,7 +118,7 @@ class DiffSettings(Section):
 class StreakMaskSettings(Section):
     """Trails on the differences."""
 
-    snr: float = 8.0
+    snr: float = 10.0
     min_length_px: float = 80.0
     margin_px: float = 2.0  # added on both sides of a trail when it is masked
 
@@ -166,7 +166,7 @@ class ShearCatalogSettings(Section):
     bright_mag: float = 20.0  # brighter galaxies are in front
     faint_mag: float = 27.0
     colour_bands: tuple[str, str] = ("g", "r")  # of the red sequence
-    red_sequence_mags: tuple[float, float] = (17.0, 21.5)
+    red_sequence_mags: tuple[float, float] = (16.0, 20.0)  # of the redder band; bright, where members stand out
     red_sequence_width: float = 3.0  # galaxies within so many of its widths, and 0.1 mag at least, are left out
 
 

@@ -86,14 +86,14 @@ def evaluate_checks(asset_key: dg.AssetKey, repo: Repo, report: PartitionReport)
         blocking=False,
         partition=report.partition,
     )
-    if report.state in RESULTS:
-        missing = [str(unit.data_id) for unit in report.units if not repo.has_files(unit.data_id)]
-        yield dg.AssetCheckEvaluation(
-            asset_key=asset_key,
-            check_name=BLOCKING,
-            passed=not missing,
-            metadata={"missing": dg.MetadataValue.json(missing[:MAX_ROWS])},
-            severity=dg.AssetCheckSeverity.ERROR,
-            blocking=True,
-            partition=report.partition,
-        )
+    claimed = [unit.data_id for unit in report.units if unit.state in RESULTS]
+    missing = [str(data_id) for data_id in claimed if not repo.has_files(data_id)]
+    yield dg.AssetCheckEvaluation(
+        asset_key=asset_key,
+        check_name=BLOCKING,
+        passed=not missing,
+        metadata={"missing": dg.MetadataValue.json(missing[:MAX_ROWS])},
+        severity=dg.AssetCheckSeverity.ERROR,
+        blocking=True,
+        partition=report.partition,
+    )

@@ -49,7 +49,7 @@ class LapResource:
         space = self.space or Workspace.open(self.root)
         survey = space.survey(collection)
         good, bad = [], []
-        for report in work_partitions(space, survey, product, context.partition_keys, context.run_id, self.tell):
+        for report in work_partitions(space, survey, product, context.partition_keys, context.run.run_id, self.tell):
             metadata = write_metadata(space.repo, report)
             context.log.info(f"{product} {report.partition}: {report.state} {report.reason}")
             for evaluation in evaluate_checks(asset_key, space.repo, report):

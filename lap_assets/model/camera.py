@@ -295,8 +295,13 @@ def header_footprint(header: fits.Header) -> tuple[tuple[float, float], ...]:
     return tuple((float(a) % 360.0, float(d)) for a, d in zip(ra, dec, strict=True))
 
 
-def load_camera(name: str | Path) -> Camera:
-    """The camera called `name` in `lap_assets/cameras/`, or that of a YAML file given by its path.
+def load_camera(name: str | Path, folder: Path | None = None) -> Camera:
+    """The camera called `name` in `folder` or else in `lap_assets/cameras/`, or that of a YAML file given by its path.
+
+    Parameters
+    ----------
+    folder : Path, optional
+        Where a repository keeps the files of its own cameras.
 
     Raises
     ------
@@ -304,7 +309,10 @@ def load_camera(name: str | Path) -> Camera:
         Unknown camera, unreadable YAML, YAML with tags of Python, unknown or wrong keys; one line.
     """
     is_path = str(name).endswith((".yaml", ".yml"))
-    path = Path(name) if is_path else CAMERAS_DIR / f"{check_name(str(name), 'camera')}.yaml"
+    file = "" if is_path else f"{check_name(str(name), 'camera')}.yaml"
+    path = Path(name) if is_path else CAMERAS_DIR / file
+    if not is_path and folder is not None and (folder / file).is_file():
+        path = folder / file
     if not path.is_file():
         known = ", ".join(sorted(one.stem for one in CAMERAS_DIR.glob("*.yaml")))
         raise BadInput(f"unknown camera {str(name)!r}: use one of {known}, or the path of a camera file (.yaml)")

@@ -14,7 +14,7 @@ import pandas as pd
 from lap_assets.errors import BadInput
 from lap_assets.ledger.ledger import Ledger
 from lap_assets.ledger.records import ManifestRow
-from lap_assets.model.camera import Camera, load_camera
+from lap_assets.model.camera import CAMERAS_DIR, Camera, load_camera
 from lap_assets.model.ids import check_name
 from lap_assets.model.survey import Exposure
 from lap_assets.operations.workspace import Workspace
@@ -65,7 +65,7 @@ def ingest_frames(
     tell : callable
         Called with files done and in all.
     """
-    camera = load_camera(camera_name)
+    camera = keep_camera(space, camera_name)
     files = find_files(paths)
     outcome = Outcome()
     if kind == "calibration":
@@ -84,6 +84,27 @@ def ingest_frames(
     for rejected in outcome.rejected:
         space.repo.append_journal({"kind": "rejected", "path": str(rejected.path), "reason": rejected.reason})
     return outcome
+
+
+def keep_camera(space: Workspace, name: str) -> Camera:
+    """The camera of a name, or of a file, whose copy the repository keeps; raises `BadInput` where they contradict."""
+    given = Path(name).expanduser()
+    if given.suffix not in (".yaml", ".yml"):
+        return load_camera(name, space.repo.cameras)
+    camera = load_camera(given)
+    if (CAMERAS_DIR / f"{camera.name}.yaml").is_file():
+        raise BadInput(f"{given}: a camera called {camera.name!r} comes with the package; choose another name")
+    kept = space.repo.cameras / f"{check_name(camera.name, 'camera')}.yaml"
+    if kept.is_file() and load_camera(kept).sha256 != camera.sha256 and uses_camera(space, camera.name):
+        raise BadInput(f"{given} differs from {kept}, which exposures were ingested with; edit that one instead")
+    kept.parent.mkdir(exist_ok=True)
+    shutil.copyfile(given, kept)
+    return camera
+
+
+def uses_camera(space: Workspace, name: str) -> bool:
+    """Whether exposures of a camera are known."""
+    return any(one.camera == name for one in space.ledger.exposures().values())
 
 
 def estimate(space: Workspace, camera: Camera, exposures: Sequence[Exposure]) -> str:

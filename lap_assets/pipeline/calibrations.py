@@ -3,6 +3,7 @@
 Which frames belong together is decided at ingest; how they are combined is `science/bias.py` and `science/flat.py`.
 """
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -25,13 +26,13 @@ from lap_assets.store.repo import Repo
 
 def plan_biases(survey: Survey, repo: Repo, settings: Settings, collection: str, partition: str) -> list[Task]:
     """One task per chip of the calibration set `partition`."""
-    return _plan_chips("master_biases", survey, settings, collection, partition)
+    return _plan_chips("master_biases", survey, repo, settings, collection, partition)
 
 
 def plan_flats(survey: Survey, repo: Repo, settings: Settings, collection: str, partition: str) -> list[Task]:
     """One task per chip, with the master bias of that chip pinned."""
     tasks = []
-    for task in _plan_chips("master_flats", survey, settings, collection, partition):
+    for task in _plan_chips("master_flats", survey, repo, settings, collection, partition):
         inputs, params = [], dict(task.params)
         for product, key in survey.upstream("master_flats", partition):
             data_id = DataId(CALIBRATION_COLLECTION, product, key, task.data_id.unit)
@@ -40,16 +41,16 @@ def plan_flats(survey: Survey, repo: Repo, settings: Settings, collection: str, 
                 params["missing"] = f"no master bias {data_id}"
             else:
                 inputs.append(pin)
-        tasks.append(Task(task.data_id, tuple(inputs), settings, params))
+        tasks.append(replace(task, inputs=tuple(inputs), params=params))
     return tasks
 
 
 def make_biases(task: Task, repo: Repo) -> Output:
     """Master bias of one chip, ADU, with hot pixels flagged."""
     chosen = task.settings.calibrations
-    camera = load_camera(task.params["camera"])
+    camera = load_camera(task.params["camera"], repo.cameras)
     chip = camera.chip(task.data_id.unit)
-    frames = np.stack([_read_trimmed(one, chip, chosen) for one in _frames_of(task, chosen)])
+    frames = np.stack([_read_trimmed(task, one, chip) for one in _frames_of(task, chosen)])
     image, variance, noise = bias_science.build_bias(frames, chosen.clip_sigma)
     bad = defects.find_hot_pixels(image, chosen.hot_pixel_sigma, noise / np.sqrt(len(frames)))
     metrics = {
@@ -66,13 +67,13 @@ def make_flats(task: Task, repo: Repo) -> Output:
     if "missing" in task.params:
         raise UnprocessableData(f"chip {task.data_id.unit}: {task.params['missing']}")
     chosen = task.settings.calibrations
-    camera = load_camera(task.params["camera"])
+    camera = load_camera(task.params["camera"], repo.cameras)
     chip = camera.chip(task.data_id.unit)
     pins = task.pins("master_biases")
     master = repo.read_image(pins[0]) if pins else None
     frames = []
     for one in _frames_of(task, chosen):
-        image = _read_trimmed(one, chip, chosen)
+        image = _read_trimmed(task, one, chip)
         image = image if master is None else bias_science.subtract_bias(image, master.sci)
         frames.append(flat.apply_gain(image, chip.amplifiers))
     relative = flat.relate_chip(_measure_levels(task, camera, chosen), chip.name)
@@ -89,9 +90,11 @@ def make_flats(task: Task, repo: Repo) -> Output:
     return _publishable(image, variance, bad, "", task, metrics)
 
 
-def _plan_chips(product: str, survey: Survey, settings: Settings, collection: str, partition: str) -> list[Task]:
+def _plan_chips(
+    product: str, survey: Survey, repo: Repo, settings: Settings, collection: str, partition: str
+) -> list[Task]:
     one = survey.calibrations[partition]
-    camera = load_camera(one.camera)
+    camera = load_camera(one.camera, repo.cameras)
     frames = sorted(one.frames, key=lambda frame: (frame.path, frame.chip))
     tasks = []
     for name in sorted({frame.chip for frame in frames} & set(camera.good_chips)):
@@ -104,12 +107,13 @@ def _plan_chips(product: str, survey: Survey, settings: Settings, collection: st
         if product == "master_flats":
             # one frame, the same for all chips, tells how bright the chips are relative to each other
             params["reference"] = [_describe(frame) for frame in frames if frame.path == frames[0].path]
-        tasks.append(Task(DataId(collection, product, partition, name), (), settings, params))
+        places = {frame.sha256: frame.path for frame in frames}
+        tasks.append(Task(DataId(collection, product, partition, name), (), settings, params, places))
     return tasks
 
 
 def _describe(frame: ChipFile) -> dict[str, str]:
-    return {"chip": frame.chip, "path": frame.path, "hdu": frame.hdu, "sha256": frame.sha256}
+    return {"chip": frame.chip, "hdu": frame.hdu, "sha256": frame.sha256}
 
 
 def _frames_of(task: Task, chosen: CalibrationSettings) -> list[dict[str, str]]:
@@ -122,11 +126,12 @@ def _frames_of(task: Task, chosen: CalibrationSettings) -> list[dict[str, str]]:
     return list(frames)
 
 
-def _read_trimmed(frame: dict[str, str], chip: Chip, chosen: CalibrationSettings) -> np.ndarray:
+def _read_trimmed(task: Task, frame: dict[str, str], chip: Chip) -> np.ndarray:
     """Trimmed frame in ADU, overscan removed."""
-    raw, _ = read_frame(frame["path"], frame["hdu"])
+    raw, _ = read_frame(task.places[frame["sha256"]], frame["hdu"])
     image = overscan.assemble_chip(raw, chip)
-    return overscan.subtract_overscan(image, raw, chip.amplifiers, chosen.overscan_smooth_rows)
+    smooth = task.settings.calibrations.overscan_smooth_rows
+    return overscan.subtract_overscan(image, raw, chip.amplifiers, smooth)
 
 
 def _measure_levels(task: Task, camera: Camera, chosen: CalibrationSettings) -> dict[str, float]:
@@ -135,7 +140,7 @@ def _measure_levels(task: Task, camera: Camera, chosen: CalibrationSettings) -> 
     for frame in task.params["reference"]:
         chip = camera.chip(frame["chip"])
         if not chip.broken:
-            image = flat.apply_gain(_read_trimmed(frame, chip, chosen), chip.amplifiers)
+            image = flat.apply_gain(_read_trimmed(task, frame, chip), chip.amplifiers)
             levels[chip.name] = flat.measure_level(image)
     return levels
 

@@ -28,7 +28,7 @@ from lap_assets.store.repo import Repo
 def plan(survey: Survey, repo: Repo, settings: Settings, collection: str, partition: str) -> list[Task]:
     """One task per working chip of the exposure, with its masters pinned."""
     exposure = survey.exposures[partition]
-    camera = load_camera(exposure.camera)
+    camera = load_camera(exposure.camera, repo.cameras)
     tasks = []
     for file in sorted(exposure.chips, key=lambda one: one.chip):
         if camera.chip(file.chip).broken:
@@ -37,9 +37,9 @@ def plan(survey: Survey, repo: Repo, settings: Settings, collection: str, partit
             "camera": camera.name, "camera_sha256": camera.sha256, "kind": exposure.kind, "band": exposure.band,
             "mjd": exposure.mjd, "exptime_s": exposure.exptime_s,
             "ra_deg": exposure.ra_deg, "dec_deg": exposure.dec_deg,
-            "path": file.path, "hdu": file.hdu, "sha256": file.sha256,
-            "variance_path": file.variance_path, "mask_path": file.mask_path,
+            "hdu": file.hdu, "sha256": file.sha256,
         }  # fmt: skip
+        places = {"image": file.path, "variance": file.variance_path, "mask": file.mask_path}
         inputs = []
         masters = survey.upstream("chips", partition) if exposure.kind == "raw" else ()
         for product, key in masters:
@@ -49,7 +49,8 @@ def plan(survey: Survey, repo: Repo, settings: Settings, collection: str, partit
                 params["missing"] = f"no {data_id}"
             else:
                 inputs.append(pin)
-        tasks.append(Task(DataId(collection, "chips", partition, file.chip), tuple(sorted(inputs)), settings, params))
+        data_id = DataId(collection, "chips", partition, file.chip)
+        tasks.append(Task(data_id, tuple(sorted(inputs)), settings, params, places))
     return tasks
 
 
@@ -57,7 +58,7 @@ def make(task: Task, repo: Repo) -> Output:
     """One calibrated chip: electrons (raw) or the unit of the file (calibrated), sky included."""
     if "missing" in task.params:
         raise UnprocessableData(f"chip {task.data_id.unit}: {task.params['missing']}")
-    image = _read_calibrated(task) if task.params["kind"] == "calibrated" else _calibrate_raw(task, repo)
+    image = _read_calibrated(task, repo) if task.params["kind"] == "calibrated" else _calibrate_raw(task, repo)
     good = image.usable
     least = task.settings.chips.min_good_fraction
     if good.mean() < least:
@@ -95,13 +96,13 @@ class _Frame:
 
 
 def _calibrate_raw(task: Task, repo: Repo) -> MaskedImage:
-    camera = load_camera(task.params["camera"])
+    camera = load_camera(task.params["camera"], repo.cameras)
     chip = camera.chip(task.data_id.unit)
-    raw, _ = read_frame(task.params["path"], task.params["hdu"])
+    raw, _ = read_frame(task.places["image"], task.params["hdu"])
     trimmed = overscan.assemble_chip(raw, chip)
     finite = np.isfinite(trimmed)
     if not finite.any() or float(trimmed[finite].min()) == float(trimmed[finite].max()):
-        raise UnprocessableData(f"chip {chip.name}: {task.params['path']}[{task.params['hdu']}] holds no data")
+        raise UnprocessableData(f"chip {chip.name}: {task.places['image']}[{task.params['hdu']}] holds no data")
     masters = {
         product: repo.read_image(pin) for product in ("master_biases", "master_flats") for pin in task.pins(product)
     }
@@ -200,20 +201,20 @@ def _master(frame: _Frame, product: str) -> MaskedImage:
 # ---- calibrated files
 
 
-def _read_calibrated(task: Task) -> MaskedImage:
-    camera = load_camera(task.params["camera"])
+def _read_calibrated(task: Task, repo: Repo) -> MaskedImage:
+    camera = load_camera(task.params["camera"], repo.cameras)
     if camera.calibrated is None:
         raise UnprocessableData(f"camera {camera.name} has no section `calibrated`, which calibrated exposures need")
-    sci, header = read_frame(task.params["path"], task.params["hdu"])
-    ivar, _ = read_frame(task.params["variance_path"], task.params["hdu"])
-    codes, _ = read_frame(task.params["mask_path"], task.params["hdu"])
+    sci, header = read_frame(task.places["image"], task.params["hdu"])
+    ivar, _ = read_frame(task.places["variance"], task.params["hdu"])
+    codes, _ = read_frame(task.places["mask"], task.params["hdu"])
     if not sci.shape == ivar.shape == codes.shape:
         raise UnprocessableData(
             f"chip {task.data_id.unit}: shapes differ: image {sci.shape}, inverse variance {ivar.shape}, "
             f"mask {codes.shape}; fetch the files again and ingest them"
         )
     if not np.isfinite(sci).any():
-        raise UnprocessableData(f"chip {task.data_id.unit}: {task.params['path']} holds no finite pixel")
+        raise UnprocessableData(f"chip {task.data_id.unit}: {task.places['image']} holds no finite pixel")
     mask = foreign_images.translate_mask(codes, camera.calibrated.mask_codes, camera.calibrated.mask_is_bits)
     sci, mask, var = foreign_images.complete_variance(sci, ivar, mask)
     kept = _wcs_cards(header)

@@ -13,7 +13,7 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from lap_assets.errors import Conflict, IntegrityError, LapError, NoWork, UnprocessableData
@@ -123,7 +123,7 @@ def make_partitions(session: Session, product: str, partitions: Sequence[str]) -
             )
             pending[future] = (partition, task)
         if not tasks:
-            yield _close(product, partition, reports[partition], started)
+            yield confirm(session.repo, _close(product, partition, reports[partition], started))
     for future in as_completed(pending):
         partition, task = pending[future]
         report = _collect(session, future, task)
@@ -131,7 +131,7 @@ def make_partitions(session: Session, product: str, partitions: Sequence[str]) -
         reports[partition][task.data_id] = report
         waiting[partition] -= 1
         if not waiting[partition]:
-            yield _close(product, partition, reports[partition], started)
+            yield confirm(session.repo, _close(product, partition, reports[partition], started))
 
 
 def _split_done(session: Session, stage: Stage, partition: str) -> tuple[list[Task], dict[DataId, UnitReport]]:
@@ -186,6 +186,14 @@ def _close(product: str, partition: str, units: dict[DataId, UnitReport], starte
         else next((f"{u.data_id.unit}: {u.reason}".lstrip(": ") for u in ordered if u.state == state), "nothing to do")
     )
     return PartitionReport(product, partition, state, ordered, time.perf_counter() - started, reason)
+
+
+def confirm(repo: Repo, report: PartitionReport) -> PartitionReport:
+    """The report as it is if what it claims is on disk; else one of failure, so that nothing flows on from it."""
+    lost = [str(unit.data_id) for unit in report.units if unit.state in RESULTS and not repo.has_files(unit.data_id)]
+    if not lost:
+        return report
+    return replace(report, state=FAILED, reason=f"published, but its files are not on disk: {', '.join(lost[:3])}")
 
 
 def drop_partition(session: Session, product: str, partition: str, reason: str) -> PartitionReport:

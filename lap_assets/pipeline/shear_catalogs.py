@@ -69,7 +69,7 @@ def make(task: Task, repo: Repo) -> Output:
     fwhm = measure_seeing(repo.read_table(stack, "inputs.parquet"))
     flux, error = (objects[f"{k}_{name}"].to_numpy() for k in ("flux_psf", "flux_psf_err"))
     snr = np.nan_to_num(flux / error)
-    clean = (objects["extendedness"] <= int(Extendedness.LIKELY_STAR)).to_numpy() & np.isfinite(flux)
+    clean = objects["extendedness"].isin([Extendedness.STAR, Extendedness.LIKELY_STAR]).to_numpy() & np.isfinite(flux)
     clean &= (objects[f"flags_{name}"] & int(SPOILT) == 0).to_numpy()
     place = objects["x"].to_numpy(), objects["y"].to_numpy()
     limits = settings.psf_star_min_snr, settings.min_psf_stars

@@ -38,7 +38,7 @@ _UNITS = {
 def plan(survey: Survey, repo: Repo, settings: Settings, collection: str, partition: str) -> list[Task]:
     """One task: the exposure with all its finished chips pinned."""
     exposure = survey.exposures[partition]
-    camera = load_camera(exposure.camera)
+    camera = load_camera(exposure.camera, repo.cameras)
     pins = [repo.pin(DataId(collection, "chips", partition, file.chip)) for file in exposure.chips]
     name = survey.reference_catalogs.get(exposure.band, survey.reference_catalogs.get("*", ""))
     params: dict[str, Any] = {
@@ -59,7 +59,7 @@ def make(task: Task, repo: Repo) -> Output:
     """Sources, background, astrometry, zero point and PSF of one exposure."""
     if "missing" in task.params:
         raise UnprocessableData(task.params["missing"])
-    camera = load_camera(task.params["camera"])
+    camera = load_camera(task.params["camera"], repo.cameras)
     chips = _measure_chips(task, repo)
     good = {name: chip for name, chip in chips.items() if not chip.reason}
     if len(good) < camera.min_good_chips:

@@ -68,7 +68,8 @@ def measure_band(
     table = measure_apertures(objects, band, segments, plan.aperture_radii_px)
     core = _sum_circles(objects, band, segments, 1.25 * fwhm_px)
     snr = core[0] / np.maximum(core[1], 1e-30)
-    psf = model_stack_psf(band, segments, ids, x, y, core[0], snr, flags & int(SPOILT) == 0, fwhm_px, plan.psf_star_min_snr)
+    clean = (flags & int(SPOILT)) == 0
+    psf = model_stack_psf(band, segments, ids, x, y, core[0], snr, clean, fwhm_px, plan.psf_star_min_snr)
     stamps = [
         _measure_stamps(band, segments, ids[part], x[part], y[part], psf, plan.gauss_fwhm_px)
         for part in (slice(k, k + _CHUNK) for k in range(0, len(objects), _CHUNK))

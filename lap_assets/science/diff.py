@@ -167,7 +167,7 @@ def _apply_kernel(filled, bad, sharp, broad, basis, fit, limits, sign):
     bad_share = np.zeros(shape, np.float32)
     if bad.any():
         bad_share = _convolve(fft.rfft2(bad.astype(np.float32), size), share, size, shape)
-    saturated = dilate_mask(sharp.mask & _SATURATED != 0, 2)
+    saturated = dilate_mask(sharp.mask & _SATURATED != 0, _spread_radius(kernels[0]))
     image = MaskedImage(np.zeros(shape, np.float32), np.zeros(shape, np.int16), np.zeros(shape, np.float32))
     _subtract_rows(
         broad.sci, broad.mask, broad.var, sharp.mask, saturated, convolved, noise, bad_share, power, sky,
@@ -177,6 +177,14 @@ def _apply_kernel(filled, bad, sharp, broad, basis, fit, limits, sign):
     faint = (broad.sci < np.median(broad.sci[image.usable]) + 3.0 * np.sqrt(broad.var)) & image.usable
     _flatten_sky(image, faint, fit.background_order)
     return image, kernels[0], faint
+
+
+def _spread_radius(kernel: np.ndarray) -> int:
+    """Distance (of columns or rows) beyond which lies less than 0.5 % of |kernel|: as far as a bleed trail smears."""
+    radius = kernel.shape[0] // 2
+    v, u = np.mgrid[-radius : radius + 1, -radius : radius + 1]
+    beyond = np.bincount(np.maximum(abs(u), abs(v)).ravel(), np.abs(kernel).ravel())[::-1].cumsum()[::-1]
+    return int(np.sum(beyond > 0.005 * beyond[0])) - 1
 
 
 def _flatten_sky(image: MaskedImage, sky: np.ndarray, order: int, block: int = 64) -> None:
@@ -266,22 +274,30 @@ def _describe_noise(sharp, broad, kernel, covariances) -> tuple[np.ndarray, floa
 
 @njit(cache=True, nogil=True)
 def _fill_masked(sci, bad):
-    """The image with bad pixels replaced by the mean of the nearest ring of good neighbours (0 if none within 5 px)."""
+    """The image with bad pixels replaced by the mean of the nearest ring of good neighbours (0 if few within 5 px)."""
     ny, nx = sci.shape
     filled = sci.copy()
+    # sums of good pixels above and left of each corner: the number in any window costs four look-ups
+    sums = np.zeros((ny + 1, nx + 1), np.int32)
+    for y in range(ny):
+        run = 0
+        for x in range(nx):
+            run += not bad[y, x]
+            sums[y + 1, x + 1] = sums[y, x + 1] + run
     for y in range(ny):
         for x in range(nx):
             if not bad[y, x]:
                 continue
             filled[y, x] = 0
             for reach in range(1, 6):
-                total, count = 0.0, 0
-                for v in range(max(y - reach, 0), min(y + reach + 1, ny)):
-                    for u in range(max(x - reach, 0), min(x + reach + 1, nx)):
-                        if not bad[v, u]:
-                            total += sci[v, u]
-                            count += 1
+                y0, y1, x0, x1 = max(y - reach, 0), min(y + reach + 1, ny), max(x - reach, 0), min(x + reach + 1, nx)
+                count = sums[y1, x1] - sums[y0, x1] - sums[y1, x0] + sums[y0, x0]
                 if count >= 2 * reach:
+                    total = 0.0
+                    for v in range(y0, y1):
+                        for u in range(x0, x1):
+                            if not bad[v, u]:
+                                total += sci[v, u]
                     filled[y, x] = total / count
                     break
     return filled

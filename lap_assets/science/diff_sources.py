@@ -199,8 +199,8 @@ def detect_sources(
     limits = limits or SourceLimits()
     image = difference.image
     flux, snr = filter_image(image, psf, difference.correlation)
-    standing, _ = filter_image(template, psf, difference.correlation)
     x, y = _find_extrema(snr, np.float32(limits.snr))
+    standing = _weigh_places(template.sci, template.usable, psf.draw(), x, y)
     dx, dy = _refine_peaks(snr, x, y)
     peak = flux[y, x] * _peak_gain(snr, x, y, dx, dy)
     rows = _measure_sources(
@@ -211,7 +211,7 @@ def detect_sources(
     size = np.abs(snr[y, x])
     flags = bits.copy()
     flags[(opposite > 4.0) & (opposite > limits.dipole_fraction * size)] |= int(SourceFlag.DIPOLE)
-    flags[np.abs(peak) < limits.bright_fraction * standing[y, x]] |= int(SourceFlag.BRIGHT_CORE)
+    flags[np.abs(peak) < limits.bright_fraction * standing] |= int(SourceFlag.BRIGHT_CORE)
     unlike = (sharpness < limits.min_sharpness) | (sharpness > limits.max_sharpness)
     unlike |= chi2 > limits.max_chi2 + (limits.psf_error * size) ** 2
     flags[unlike] |= int(SourceFlag.NOT_PSF)
@@ -221,7 +221,7 @@ def detect_sources(
             "x": x + dx, "y": y + dy, "ra": sky[0], "dec": sky[1],
             "flux": peak, "flux_err": np.abs(peak) / np.maximum(size, 1e-6), "snr": snr[y, x].astype(float),
             "aperture_flux": aperture, "aperture_flux_err": np.sqrt(aperture_var * difference.noisecov),
-            "template_flux": standing[y, x].astype(float), "sharpness": sharpness, "chi2": chi2,
+            "template_flux": standing, "sharpness": sharpness, "chi2": chi2,
             "a_px": a, "b_px": b, "theta_deg": theta, "flags": flags,
         }
     )  # fmt: skip
@@ -294,6 +294,25 @@ def _peak_gain(snr: np.ndarray, x: np.ndarray, y: np.ndarray, dx: np.ndarray, dy
     here = snr[y, x].astype(float)
     rise = 0.25 * (dx * (snr[y, x + 1] - snr[y, x - 1]) + dy * (snr[y + 1, x] - snr[y - 1, x]))
     return 1.0 + rise / np.where(here == 0, 1.0, here)
+
+
+@njit(cache=True, nogil=True)
+def _weigh_places(sci, good, profile, xs, ys):
+    """PSF-weighted flux at some pixels; 0 where no pixel is good."""
+    ny, nx = sci.shape
+    radius = profile.shape[0] // 2
+    fluxes = np.zeros(xs.size, np.float64)
+    for s in range(xs.size):
+        top, bottom = 0.0, 0.0
+        for y in range(max(ys[s] - radius, 0), min(ys[s] + radius + 1, ny)):
+            for x in range(max(xs[s] - radius, 0), min(xs[s] + radius + 1, nx)):
+                if good[y, x]:
+                    weight = profile[y - ys[s] + radius, x - xs[s] + radius]
+                    top += weight * sci[y, x]
+                    bottom += weight * weight
+        if bottom > 0:
+            fluxes[s] = top / bottom
+    return fluxes
 
 
 @njit(cache=True, nogil=True)

@@ -110,15 +110,3 @@ def find_locus(log_size: np.ndarray) -> float:
     for _ in range(3):
         centre = float(np.median(ordered[np.abs(ordered - centre) <= 1.5 * _LOCUS_WINDOW]))
     return centre
-
-
-def find_mode(values: np.ndarray) -> float:
-    """Half-sample mode of a sample: the densest half, again and again (Robertson & Cryer 1974)."""
-    v = np.sort(np.asarray(values, dtype=np.float64))
-    while len(v) > 3:
-        half = (len(v) + 1) // 2
-        first = int(np.argmin(v[half - 1 :] - v[: len(v) - half + 1]))
-        v = v[first : first + half]
-    if len(v) == 3:
-        v = v[:2] if v[1] - v[0] < v[2] - v[1] else v[1:]
-    return float(v.mean())

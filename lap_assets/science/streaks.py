@@ -11,8 +11,10 @@ import pandas as pd
 from numba import njit
 from scipy import ndimage
 
-from lap_assets.model.image import MaskedImage
+from lap_assets.model.image import Mask, MaskedImage
 
+_SATURATED = int(Mask.SATURATED | Mask.BLEED)
+_SATURATED_MARGIN_PX = 4
 STREAK_COLUMNS = ("x0", "y0", "x1", "y1", "width_px", "snr")
 
 
@@ -32,7 +34,7 @@ class StreakLimits:
     max_streaks : int
     """
 
-    snr: float = 8.0
+    snr: float = 10.0
     min_length_px: float = 80.0
     min_filled: float = 0.7
     clip_sigma: float = 2.5
@@ -62,7 +64,7 @@ def find_streaks(image: MaskedImage, limits: StreakLimits | None = None) -> pd.D
     # fine bins for narrow trails first; coarse ones gather the light of broad, faint ones
     found: list[tuple[float, ...]] = []
     _drop_compact(signal, weight, limits)
-    for bin_px in (2, 6):
+    for bin_px in (3, 8):
         while len(found) < limits.max_streaks:
             one = _best_line(signal, weight, bin_px, limits)
             if one is None:
@@ -101,7 +103,9 @@ def draw_streaks(shape: tuple[int, int], streaks: pd.DataFrame, margin_px: float
 
 def _clipped_signal(image: MaskedImage, clip: float) -> tuple[np.ndarray, np.ndarray]:
     """Signal to noise, clipped on both sides, less its median; and 1 where it may be used."""
-    good = image.usable
+    # smeared charge and misfitted wings beside bleed trails look like trails themselves
+    saturated = (image.mask & _SATURATED) != 0
+    good = image.usable & ~ndimage.binary_dilation(saturated, np.ones((3, 3), bool), iterations=_SATURATED_MARGIN_PX)
     noise = np.sqrt(np.where(good, image.var, np.float32(1)))
     ratio = np.where(good, image.sci / noise, np.float32(0))
     if good.any():

@@ -42,6 +42,11 @@ class Layout:
         return self.root / "store"
 
     @property
+    def cameras(self) -> Path:
+        """Folder of the repository's own camera files, one YAML each."""
+        return self.root / "cameras"
+
+    @property
     def journal(self) -> Path:
         return self.store / "journal.jsonl"
 

@@ -68,6 +68,11 @@ class Repo:
     def layout(self) -> Layout:
         return Layout(self.root)
 
+    @property
+    def cameras(self) -> Path:
+        """Folder of the repository's own camera files."""
+        return self.layout.cameras
+
     # ---- manifests
 
     def manifest(self, data_id: DataId) -> Manifest | None:

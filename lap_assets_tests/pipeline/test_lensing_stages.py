@@ -8,6 +8,7 @@ import galsim
 import numpy as np
 import pandas as pd
 import pytest
+from astropy.wcs import WCS
 
 from lap_assets.errors import NoWork
 from lap_assets.model.ids import DataId, join_key
@@ -92,7 +93,9 @@ def world(tmp_path_factory):
 def publish_stack(repo, band, skycell, noisy):
     box = np.s_[skycell.y0 : skycell.y0 + skycell.ny, skycell.x0 : skycell.x0 + skycell.nx]
     shape = (skycell.ny, skycell.nx)
-    image = MaskedImage(noisy[box].copy(), np.zeros(shape, np.int16), np.full(shape, 64.0, np.float32), skycell.header())
+    image = MaskedImage(
+        noisy[box].copy(), np.zeros(shape, np.int16), np.full(shape, 64.0, np.float32), skycell.header()
+    )
     image.planes["NINPUT"] = np.full(shape, 6, np.int16)
     inputs = pd.DataFrame({"exposure": ["a"], "weight": [1.0], "fwhm_arcsec": [0.85]})
     publish(repo, DataId(COLLECTION, "final_stacks", join_key(CELL_NAME, band), skycell.name), {
@@ -127,7 +130,9 @@ def test_objects_of_the_cell_are_unique_and_where_they_are(world):
     ra, dec = CELL.pixel_to_sky(stars[:, 0], stars[:, 1])
     found, there = match_positions(ra, dec, objects["ra"].to_numpy(), objects["dec"].to_numpy(), 0.5)
     assert len(found) >= 0.9 * len(stars)
-    offset = measure_separation(ra[found], dec[found], objects["ra"].to_numpy()[there], objects["dec"].to_numpy()[there])
+    offset = measure_separation(
+        ra[found], dec[found], objects["ra"].to_numpy()[there], objects["dec"].to_numpy()[there]
+    )
     assert np.median(offset) < 0.010
     place = objects[["x", "y"]].to_numpy() + np.array(
         [[CELL.skycells[name.split("-")[1]].x0, 0] for name in objects["object_id"]]
@@ -161,7 +166,7 @@ def test_a_band_missing_in_one_skycell_is_nan_there(world):
 
 
 def test_shapes_are_of_galaxies_only(world):
-    repo, _, truth, outputs = world
+    _, _, truth, outputs = world
     table = pd.concat([output.members["shear.parquet"] for _, output in outputs["shear_catalogs"].values()])
     ra, dec = CELL.pixel_to_sky(truth[:, 0], truth[:, 1])
     _, there = match_positions(table["ra"].to_numpy(), table["dec"].to_numpy(), ra, dec, 1.0)
@@ -183,8 +188,6 @@ def test_map_peaks_at_the_lens_with_a_header_that_says_where(world):
     assert measure_separation(np.array([peak["ra"]]), np.array([peak["dec"]]), *lens)[0] < 30
     snr, header = planes["SNR"]
     j, i = np.unravel_index(snr.argmax(), snr.shape)
-    from astropy.wcs import WCS
-
     ra, dec = WCS(header).all_pix2world([i], [j], 0)
     assert measure_separation(ra, dec, np.array([peak["ra"]]), np.array([peak["dec"]]))[0] < 6  # one pixel of 0.1'
     assert output.metrics["b_mode_max_sigma"] < 4
@@ -208,7 +211,7 @@ def test_previews_are_small(world):
 
 
 def test_making_twice_gives_the_same_content(world):
-    repo, survey, _, outputs = world
+    repo, _, _, outputs = world
     for stage, units in outputs.items():
         task, _ = units[max(units)]
         before = repo.manifest(task.data_id).content_sha256
@@ -234,5 +237,13 @@ def test_nothing_to_work_on_is_said_plainly(tmp_path):
         with pytest.raises(NoWork, match=reason):
             STAGES[stage].make(task, repo)
         repo.publish(
-            task.data_id, {}, inputs=(), recipe="x", config_sha256="x", code=1, metrics={}, state="no_work", reason=reason
+            task.data_id,
+            {},
+            inputs=(),
+            recipe="x",
+            config_sha256="x",
+            code=1,
+            metrics={},
+            state="no_work",
+            reason=reason,
         )

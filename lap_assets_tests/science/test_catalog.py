@@ -204,7 +204,7 @@ def test_an_empty_image_gives_an_empty_table():
 def test_a_missing_band_is_nan_and_flagged():
     table = missing_band(3, ["flux_psf", "mag_auto"])
     assert table[["flux_psf", "mag_auto"]].isna().all().all()
-    assert (table["flags"] == ObjectFlag.INCOMPLETE).all()
+    assert (table["flags"] == int(ObjectFlag.INCOMPLETE)).all()
 
 
 def test_every_object_of_the_overlaps_is_owned_once():

@@ -58,7 +58,7 @@ def test_area_of_an_ellipse_is_right_to_one_and_a_half_percent(a, ratio, theta, 
 
 
 def test_neighbours_and_holes_are_filled_in_by_symmetry():
-    """A neighbour five times as bright adds its faint wings, a tenth of the flux; unmasked, half; a hole adds nothing."""
+    """A neighbour five times as bright adds its wings, a tenth of the flux; unmasked, half; a hole adds nothing."""
     psf = galsim.Moffat(beta=3, fwhm=1.0)
     image, var, x, y = draw_field(None, psf, 100.0, n=1)
     clean = image.copy()

@@ -10,7 +10,7 @@ from lap_assets.science.star_galaxy import (
     classify_extendedness,
     combine_spreads,
     convolve_disk,
-    find_mode,
+    find_locus,
     measure_spread,
     select_psf_stars,
 )
@@ -86,7 +86,7 @@ def test_bands_are_combined_by_inverse_variance():
 
 
 def test_psf_stars_come_from_the_locus_and_not_from_the_galaxies():
-    """40 stars among 300 larger galaxies, all bright: at least 90 % of the chosen are stars, and 80 % of those there."""
+    """40 stars among 300 larger galaxies: at least 90 % of the chosen are stars, and 60 % of the stars there are."""
     rng = np.random.default_rng(2)
     size = np.concatenate([rng.normal(1.5, 0.02, 40), 1.5 * np.sqrt(1 + rng.uniform(0.2, 4.0, 300))])
     snr = rng.uniform(20, 500, 340)
@@ -94,15 +94,16 @@ def test_psf_stars_come_from_the_locus_and_not_from_the_galaxies():
     chosen = select_psf_stars(size, snr, clean, 50.0)
     candidates = np.flatnonzero(clean & (snr >= 50) & (np.arange(340) < 40))
     assert np.mean(chosen < 40) >= 0.9
-    assert len(set(chosen) & set(candidates)) >= 0.8 * len(candidates)
+    assert len(set(chosen) & set(candidates)) >= 0.6 * len(candidates)
     assert clean[chosen].all() and (snr[chosen] >= 50).all()
     assert (np.diff(snr[chosen]) <= 0).all()
     assert len(select_psf_stars(size, snr, clean, 1e4)) == 0
 
 
-def test_mode_is_that_of_the_densest_part():
+def test_locus_is_the_first_crowd_and_not_the_largest():
+    """60 stars at 0.4, a hundred larger galaxies, three hot pixels below."""
     rng = np.random.default_rng(3)
-    values = np.concatenate([rng.normal(0.4, 0.01, 60), rng.uniform(0.5, 3.0, 100)])
-    assert find_mode(values) == pytest.approx(0.4, abs=0.02)
+    values = np.concatenate([rng.normal(0.4, 0.01, 60), rng.uniform(0.5, 1.2, 100), [0.01, 0.1, 0.3]])
+    assert find_locus(values) == pytest.approx(0.4, abs=0.01)
     assert np.median(values) > 0.5
-    assert find_mode(np.array([2.0])) == 2.0
+    assert find_locus(np.array([2.0])) == 2.0

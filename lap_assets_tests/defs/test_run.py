@@ -1,0 +1,201 @@
+"""Runs of the real assets in this process: what Dagster is told of each partition, and what a failure stops."""
+
+import base64
+from dataclasses import dataclass
+from pathlib import Path
+
+import dagster as dg
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lap_assets.defs.run import RANGE_END, RANGE_START, contiguous_ranges, open_instance, run_missing
+from lap_assets.definitions import build_defs
+from lap_assets.lap.select import select_targets
+from lap_assets.operations.workspace import Workspace
+from lap_assets.store.repo import Repo
+from lap_assets_tests.defs.surveys import ingest_small, simulate_small
+
+pytestmark = [pytest.mark.survey, pytest.mark.xdist_group("defs")]
+
+PREFIX = "![preview](data:image/png;base64,"
+
+
+@pytest.fixture(scope="module")
+def sim(tmp_path_factory):
+    """Three exposures of one band."""
+    return simulate_small(tmp_path_factory.mktemp("small") / "sim")
+
+
+@dataclass
+class Records:
+    """What the event log of a repository says."""
+
+    root: Path
+    instance: dg.DagsterInstance
+
+    def partitions(self, product: str) -> set[str]:
+        return self.instance.get_materialized_partitions(dg.AssetKey(["main", product]))
+
+    def metadata(self, product: str, partition: str) -> dict:
+        """Metadata of the newest materialization of a partition."""
+        wanted = dg.AssetRecordsFilter(dg.AssetKey(["main", product]), asset_partitions=[partition])
+        record = self.instance.fetch_materializations(wanted, limit=1).records[0]
+        return {name: value.value for name, value in record.asset_materialization.metadata.items()}
+
+    def checks(self, product: str, run: dg.ExecuteInProcessResult) -> dict[tuple[str, str], bool]:
+        """(check, partition) to whether it passed, in one run."""
+        told = [event for event in run.all_events if event.event_type is dg.DagsterEventType.ASSET_CHECK_EVALUATION]
+        found = [event.asset_check_evaluation_data for event in told]
+        return {(one.check_name, one.partition): one.passed for one in found if one.asset_key.path[-1] == product}
+
+
+@pytest.fixture
+def survey(sim, tmp_path, monkeypatch):
+    """A fresh repository, its raw files copied so that a test may damage them."""
+    raw = tmp_path / "sim"
+    for folder in ("raw", "calibration", "refcat"):
+        (raw / folder).mkdir(parents=True)
+        for path in (sim / folder).iterdir():
+            (raw / folder / path.name).write_bytes(path.read_bytes())
+    (raw / "field.json").write_bytes((sim / "field.json").read_bytes())
+    monkeypatch.setenv("DAGSTER_HOME", "")  # restored at the end: opening an instance sets it
+    return ingest_small(tmp_path / "repository", raw)
+
+
+def find_raw(space: Workspace, exposure: str) -> Path:
+    return Path(space.survey().exposures[exposure].chips[0].path)
+
+
+def make_masters(space: Workspace) -> None:
+    survey = space.survey()
+    run_missing(space, survey, select_targets(survey, lambda v: v["product"].startswith("master"), frozenset({"product"})))
+
+
+def execute(space: Workspace, instance: dg.DagsterInstance, *products: str) -> dg.ExecuteInProcessResult:
+    """One run over all partitions of some assets of one partition set, as a backfill launches it."""
+    keys = space.survey().partitions(products[0])
+    job = build_defs(space.root).resolve_implicit_global_asset_job_def()
+    return job.execute_in_process(
+        asset_selection=[dg.AssetKey(["main", name]) for name in products],
+        instance=instance,
+        tags={RANGE_START: keys[0], RANGE_END: keys[-1]},
+        raise_on_error=False,
+    )
+
+
+def test_materializations_carry_numbers_and_a_thumbnail(survey):
+    """Counts, FWHM, zero point, rms, seconds, bytes and a picture of at most 10 kB, per partition; nothing pickled."""
+    keys = survey.survey()
+    run_missing(survey, keys, select_targets(keys, to="warps"))
+    with open_instance(survey.root) as instance:
+        records = Records(survey.root, instance)
+        for product in ("chips", "solutions", "warps"):
+            assert records.partitions(product) == set(keys.partitions(product))
+            for partition in keys.partitions(product):
+                found = records.metadata(product, partition)
+                units = survey.repo.units("main", product, partition)
+                assert (found["state"], found["units"], found["units_done"]) == ("done", len(units), len(units))
+                assert found["bytes"] == sum(survey.repo.manifest(unit).bytes for unit in units) > 0
+                assert found["seconds"] > 0 and found["units_skipped"] == 0 and "not_done" not in found
+                assert found["preview"].startswith(PREFIX) and found["preview"].endswith(")")
+                picture = base64.b64decode(found["preview"][len(PREFIX) : -1], validate=True)
+                assert picture.startswith(b"\x89PNG") and len(picture) <= 10_000
+        solution = records.metadata("solutions", keys.partitions("solutions")[0])
+        stored = survey.repo.manifest(survey.repo.units("main", "solutions", keys.partitions("solutions")[0])[0]).metrics
+        for name in ("fwhm_arcsec", "zero_point_mag", "astrometry_rms_mas"):
+            assert solution[name] == pytest.approx(stored[name], rel=1e-5), (name, sorted(solution))
+        assert 0.5 < solution["fwhm_arcsec"] < 2.5
+        again = execute(survey, instance, "chips")
+        assert again.success
+        assert records.metadata("chips", keys.partitions("chips")[0])["units_skipped"] == 4
+    planted = [p for p in (survey.root / "dagster").rglob("*") if p.is_file() and p.read_bytes()[:2] in (b"\x80\x04", b"\x80\x05")]
+    assert planted == [] and not any((survey.root / "dagster" / "storage").glob("main*"))
+
+
+def test_a_failed_partition_leaves_the_good_ones_materialized(survey):
+    """The file of one exposure cannot be read: a retry may cure that, so the run fails, after the others are recorded."""
+    make_masters(survey)
+    first, second, third = survey.survey().partitions("chips")
+    find_raw(survey, second).unlink()
+    with open_instance(survey.root) as instance:
+        records = Records(survey.root, instance)
+        run = execute(survey, instance, "chips")
+        assert not run.success
+        assert records.partitions("chips") == {first, third}
+        text = run.get_step_failure_events()[0].step_failure_data.error.to_string()
+        assert second in text and "No such file" in text and first not in text
+        checks = records.checks("chips", run)
+        assert {key: ok for key, ok in checks.items() if key[0] == "units_done"} == {
+            ("units_done", first): True,
+            ("units_done", second): False,
+            ("units_done", third): True,
+        }
+    states = survey.ledger.partition_states("main")
+    assert [states["chips", key].state for key in (first, second, third)] == ["done", "failed", "done"]
+
+
+def test_data_at_fault_are_a_result_and_flow_on(survey):
+    """A file cut short: the partition is materialized with its reason and a warning, and what follows is made without it."""
+    make_masters(survey)
+    first, second, third = survey.survey().partitions("chips")
+    path = find_raw(survey, second)
+    path.write_bytes(path.read_bytes()[: 3 * 2880])
+    with open_instance(survey.root) as instance:
+        records = Records(survey.root, instance)
+        run = execute(survey, instance, "chips", "solutions")
+        assert run.success
+        assert records.partitions("chips") == records.partitions("solutions") == {first, second, third}
+        found = records.metadata("chips", second)
+        assert (found["state"], found["units_done"], found["units"]) == ("unprocessable", 0, 4)
+        rows = [row.data for row in found["not_done"].records]
+        assert [row["unit"] for row in rows] == ["c0", "c1", "c2", "c3"]
+        assert all(row["reason"].startswith("unprocessable: ") and path.name in row["reason"] for row in rows)
+        assert records.metadata("solutions", second)["state"] == "unprocessable"
+        checks = records.checks("chips", run)
+        assert checks["units_done", second] is False and checks["files_on_disk", second] is True
+        assert checks["units_done", first] and checks["units_done", third]
+
+
+def test_a_failing_blocking_check_stops_only_its_partition(survey, monkeypatch):
+    """Files that vanish between publishing and the check: nothing is made from that exposure, the others go on."""
+    make_masters(survey)
+    first, second, third = survey.survey().partitions("chips")
+    find = Repo.has_files
+    monkeypatch.setattr(Repo, "has_files", lambda repo, data_id: data_id.partition != second and find(repo, data_id))
+    with open_instance(survey.root) as instance:
+        records = Records(survey.root, instance)
+        run = execute(survey, instance, "chips", "solutions")
+        checks = records.checks("chips", run)
+        assert checks["files_on_disk", second] is False
+        assert checks["files_on_disk", first] and checks["files_on_disk", third]
+        assert not run.success
+        assert records.partitions("chips") == {first, third}
+        assert survey.repo.units("main", "solutions", second) == []
+        monkeypatch.undo()
+        assert execute(survey, instance, "solutions").success is False
+        assert records.partitions("solutions") == {first, third}
+
+
+def test_inputs_not_made_yet_are_refused_and_nothing_is_published(survey):
+    """Launched by hand out of order: the run fails with one line that names what is missing."""
+    with open_instance(survey.root) as instance:
+        run = execute(survey, instance, "solutions")
+        assert not run.success
+        assert Records(survey.root, instance).partitions("solutions") == set()
+        text = run.get_step_failure_events()[0].step_failure_data.error.to_string()
+        first = survey.survey().partitions("chips")[0]
+        assert f"blocked: 1 inputs are not made yet, first chips {first}" in text
+    assert survey.repo.units("main", "solutions", first) == []
+    assert "solutions" not in {product for product, _ in survey.ledger.partition_states("main")}
+
+
+@given(st.lists(st.booleans(), max_size=30))
+def test_contiguous_ranges_cover_exactly_what_is_wanted(chosen):
+    """Each range is a stretch of the partition set; together they are the wanted keys, and no two could be one."""
+    keys = [f"k{number:02d}" for number in range(len(chosen))]
+    wanted = {key for key, take in zip(keys, chosen, strict=True) if take}
+    ranges = [(keys.index(first), keys.index(last)) for first, last in contiguous_ranges(wanted, keys)]
+    covered = [keys[i] for first, last in ranges for i in range(first, last + 1)]
+    assert covered == sorted(wanted)
+    assert all(later[0] > earlier[1] + 1 for earlier, later in zip(ranges, ranges[1:], strict=False))
