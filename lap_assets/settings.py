@@ -140,7 +140,7 @@ class ObjectCatalogSettings(Section):
     detection_sigma: float = 1.5  # per pixel, on the smoothed sum of all bands
     min_area_px: int = 5
     deblend_contrast: float = 0.005
-    aperture_diameters_arcsec: tuple[float, ...] = (2.0, 4.0)
+    aperture_diameters_arcsec: tuple[float, ...] = (2.0, 4.0)  # corrected to total for point sources
     gauss_fwhm_arcsec: float = 2.0  # PSF-matched flux; widened where the seeing asks for it
     kron_factor: float = 2.5
     kron_min_radius_arcsec: float = 1.4
@@ -175,7 +175,7 @@ class MassMapSettings(Section):
 
     filter: str = "schirmer"
     radii_arcmin: tuple[float, ...] = (3.0, 4.0, 6.0, 8.0)
-    map_radius_arcmin: float = 6.0  # the one shown, and whose highest peak is fitted
+    map_radius_arcmin: float = 8.0  # the one shown, and whose highest peak is fitted
     step_arcmin: float = 0.1
     min_coverage: float = 0.3  # part of the aperture that must hold galaxies
     peak_snr: float = 3.5

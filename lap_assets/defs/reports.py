@@ -49,7 +49,7 @@ def write_metadata(repo: Repo, report: PartitionReport) -> dict[str, dg.Metadata
 
 
 def average_metrics(report: PartitionReport) -> dict[str, float | str]:
-    """Metrics of the units: counts (`n_…`) summed, other numbers averaged, texts of a lone unit kept."""
+    """Metrics of the units: counts (`n_…`) summed, other numbers averaged, texts kept where all units agree."""
     values: dict[str, list] = {}
     for unit in report.units:
         for name, value in unit.metrics.items():
@@ -59,7 +59,7 @@ def average_metrics(report: PartitionReport) -> dict[str, float | str]:
     for name, found in sorted(values.items()):
         if all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in found):
             out[name] = sum(found) if name.startswith("n_") else float(f"{sum(found) / len(found):.6g}")
-        elif len(found) == 1:
+        elif len(set(map(str, found))) == 1:
             out[name] = str(found[0])
     return out
 

@@ -106,7 +106,7 @@ def compare_photometry(space: Workspace, survey: Survey, cell: str, truth: Path)
         bright = stars[stars[f"mag_{band}"].between(*BRIGHT_MAG)]
         mine, theirs = match_positions(objects["ra"], objects["dec"], bright["ra"], bright["dec"], MATCH_ARCSEC)
         found, true = objects.iloc[mine], bright.iloc[theirs]
-        flux = found[f"flux_auto_{band}"].to_numpy()
+        flux = found[f"flux_aper2_{band}"].to_numpy()
         good = (flux > 0) & (found[f"flags_{band}"].to_numpy() == 0)
         delta = NJY_ZERO_POINT_MAG - 2.5 * np.log10(flux[good]) - true[f"mag_{band}"].to_numpy()[good]
         rms[band], offset[band] = (1e3 * value for value in compute_rms(delta))

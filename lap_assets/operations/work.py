@@ -9,8 +9,6 @@ import threading
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
-from functools import partial
 from os import getpid
 
 from lap_assets.errors import Conflict
@@ -21,7 +19,6 @@ from lap_assets.model.survey import Survey
 from lap_assets.operations.workspace import Workspace
 from lap_assets.pipeline.engine import PartitionReport, Session, drop_partition, make_partitions
 from lap_assets.pipeline.task import UnitReport
-from lap_assets.store.repo import Repo
 
 LEASE_SECONDS = 120.0
 
@@ -57,17 +54,9 @@ def work_partitions(
             ready.append(partition)
     with hold_leases(space, survey.collection, product, ready) as fences:
         session = Session(survey, space.repo, space.settings, run_id, lambda _, partition: fences[partition], tell)
-        for report in map(partial(distrust, space.repo), make_partitions(session, product, ready)):
+        for report in make_partitions(session, product, ready):
             record(space, survey, report, states)
             yield report
-
-
-def distrust(repo: Repo, report: PartitionReport) -> PartitionReport:
-    """The report, `failed` if what was published is not on disk as the manifests say: nothing may be made from it."""
-    missing = [unit.data_id for unit in report.units if unit.state in RESULTS and not repo.has_files(unit.data_id)]
-    if not missing:
-        return report
-    return replace(report, state=FAILED, reason=f"files of {len(missing)} units are missing, first {missing[0]}")
 
 
 def drop_partitions(

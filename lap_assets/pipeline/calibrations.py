@@ -102,18 +102,19 @@ def _plan_chips(
             "camera": camera.name,
             "camera_sha256": camera.sha256,
             "band": one.band,
-            "frames": [_describe(frame) for frame in frames if frame.chip == name],
+            "frames": [_describe(place, frame) for place, frame in enumerate(frames) if frame.chip == name],
         }
         if product == "master_flats":
             # one frame, the same for all chips, tells how bright the chips are relative to each other
-            params["reference"] = [_describe(frame) for frame in frames if frame.path == frames[0].path]
-        places = {frame.sha256: frame.path for frame in frames}
+            first = frames[0].path
+            params["reference"] = [_describe(n, frame) for n, frame in enumerate(frames) if frame.path == first]
+        places = {str(place): frame.path for place, frame in enumerate(frames)}
         tasks.append(Task(DataId(collection, product, partition, name), (), settings, params, places))
     return tasks
 
 
-def _describe(frame: ChipFile) -> dict[str, str]:
-    return {"chip": frame.chip, "hdu": frame.hdu, "sha256": frame.sha256}
+def _describe(place: int, frame: ChipFile) -> dict[str, str]:
+    return {"place": str(place), "chip": frame.chip, "hdu": frame.hdu, "sha256": frame.sha256}
 
 
 def _frames_of(task: Task, chosen: CalibrationSettings) -> list[dict[str, str]]:
@@ -128,7 +129,7 @@ def _frames_of(task: Task, chosen: CalibrationSettings) -> list[dict[str, str]]:
 
 def _read_trimmed(task: Task, frame: dict[str, str], chip: Chip) -> np.ndarray:
     """Trimmed frame in ADU, overscan removed."""
-    raw, _ = read_frame(task.places[frame["sha256"]], frame["hdu"])
+    raw, _ = read_frame(task.places[frame["place"]], frame["hdu"])
     image = overscan.assemble_chip(raw, chip)
     smooth = task.settings.calibrations.overscan_smooth_rows
     return overscan.subtract_overscan(image, raw, chip.amplifiers, smooth)

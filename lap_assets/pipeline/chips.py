@@ -35,6 +35,7 @@ def plan(survey: Survey, repo: Repo, settings: Settings, collection: str, partit
             continue
         params: dict[str, Any] = {
             "camera": camera.name, "camera_sha256": camera.sha256, "kind": exposure.kind, "band": exposure.band,
+            "night": exposure.night,
             "mjd": exposure.mjd, "exptime_s": exposure.exptime_s,
             "ra_deg": exposure.ra_deg, "dec_deg": exposure.dec_deg,
             "hdu": file.hdu, "sha256": file.sha256,

@@ -29,6 +29,8 @@ from lap_assets.store.repo import Repo
 
 log = logging.getLogger(__name__)
 
+# facts people select products by that are no part of every data id
+ASKED_FOR = ("band", "night")
 # faults that a later try may cure: disk, memory, a lost worker, an input that must be re-created first
 TRANSIENT = (OSError, MemoryError, BrokenProcessPool, IntegrityError, Conflict)
 
@@ -269,9 +271,11 @@ def make_unit(product: str, task: Task, root: Any, fence: int, run_id: str) -> U
 
 def _attempt(stage: Stage, task: Task, repo: Repo) -> tuple[str, str, Output]:
     """Run `make` and turn what it raises into (state, reason, output)."""
-    empty = Output({})
+    told = {name: task.params[name] for name in ASKED_FOR if isinstance(task.params.get(name), str)}
+    empty = Output({}, told)
     try:
         output = stage.make(task, repo)
+        output.metrics = told | output.metrics
         log.info("made %s", task.data_id)
         return DONE, "", output
     except NoWork as error:

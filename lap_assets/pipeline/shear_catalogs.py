@@ -80,7 +80,11 @@ def make(task: Task, repo: Repo) -> Output:
     sequence = read_red_sequence(task.pins("object_catalogs"), repo, settings)
     chosen = select_background(objects, snr, name, sequence, settings)
     table = measure_galaxies(
-        objects[chosen].assign(snr=snr[chosen], mag=objects[f"mag_auto_{name}"]), band, segments, psf, settings
+        objects[chosen].assign(snr=snr[chosen], mag=objects[f"mag_auto_{name}"].to_numpy()[chosen]),
+        band,
+        segments,
+        psf,
+        settings,
     )
     sky = plane.turn_to_sky(table["e1"], table["e2"], table["x"], table["y"], image.wcs)
     table = table.assign(e1=sky[0], e2=sky[1], size_arcsec=table["size_px"] * scale).drop(columns=["size_px", "x", "y"])

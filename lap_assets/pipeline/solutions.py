@@ -43,6 +43,7 @@ def plan(survey: Survey, repo: Repo, settings: Settings, collection: str, partit
     name = survey.reference_catalogs.get(exposure.band, survey.reference_catalogs.get("*", ""))
     params: dict[str, Any] = {
         "camera": camera.name, "camera_sha256": camera.sha256, "band": exposure.band, "kind": exposure.kind,
+        "night": exposure.night,
         "mjd": exposure.mjd, "exptime_s": exposure.exptime_s, "refcat": name,
         "zero_points": {f.chip: f.zero_point_mag for f in exposure.chips if f.zero_point_mag is not None},
     }  # fmt: skip

@@ -164,7 +164,7 @@ def encode_picture(picture: Image.Image, max_bytes: int | None = None) -> bytes:
     """PNG bytes of an RGB picture; with `max_bytes`, in fewer colours and then smaller until it fits."""
     if max_bytes is None:
         return _save_png(picture)
-    for colours in (128, 64, 32, 16):
+    for colours in (128, 64, 48):
         few = picture.quantize(colours, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
         data = _save_png(few)
         if len(data) <= max_bytes:

@@ -76,6 +76,9 @@ def plot_profile(profile: pd.DataFrame, model: np.ndarray, title: str = "", thum
     axes.errorbar(r * 1.03, profile["gamma_x"], profile["gamma_err"], fmt="s", ms=3, color="0.6", label="cross")
     axes.plot(r, model, color="C3", label="NFW")
     axes.set_xscale("log")
+    ticks = [t for t in (0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0) if len(r) and 0.8 * r.min() <= t <= 1.25 * r.max()]
+    axes.set_xticks(ticks, [f"{t:g}" for t in ticks])
+    axes.xaxis.set_minor_formatter(NullFormatter())
     _label(axes, "radius [Mpc]", "reduced shear", title, thumbnail)
     if not thumbnail:
         axes.legend(frameon=False)
@@ -121,7 +124,6 @@ def _new_figure(thumbnail: bool) -> tuple[Figure, Axes]:
 def _label(axes: Axes, x: str, y: str, title: str, thumbnail: bool) -> None:
     if thumbnail:
         axes.tick_params(labelsize=5, length=2)
-        axes.xaxis.set_minor_formatter(NullFormatter())
         return
     axes.set(xlabel=x, ylabel=y, title=title)
 

@@ -32,7 +32,7 @@ class PhotometryPlan:
     Attributes
     ----------
     aperture_radii_px : tuple of float
-        Plain apertures, not corrected.
+        Circular apertures.
     gauss_fwhm_px : float
         Gaussian of the PSF-matched flux.
     psf_star_min_snr : float
@@ -58,24 +58,23 @@ def measure_band(
     -------
     table : DataFrame in the order of `objects`
         flux_psf, flux_gauss, flux_auto, flux_aper<k> [nJy] each with `_err`, mag_auto, mag_auto_err [AB],
-        spread_model, spread_model_err, flags; without band suffix. Errors include correlated noise. flux_psf,
-        flux_gauss and flux_auto are total fluxes of point sources.
+        spread_model, spread_model_err, flags; without band suffix. Errors include correlated noise. For a point source
+        every one of them is its total flux.
     psf : StackPsf
     """
     x, y, ids = objects["x"].to_numpy(), objects["y"].to_numpy(), objects["segment"].to_numpy()
     scale = objects["auto_scale"].to_numpy()
     flags = objects["flags"].to_numpy() | measure_flags(objects, band, segments, scale, fwhm_px)
-    table = measure_apertures(objects, band, segments, plan.aperture_radii_px)
     core = _sum_circles(objects, band, segments, 1.25 * fwhm_px)
     snr = core[0] / np.maximum(core[1], 1e-30)
     clean = (flags & int(SPOILT)) == 0
     psf = model_stack_psf(band, segments, ids, x, y, core[0], snr, clean, fwhm_px, plan.psf_star_min_snr)
+    table = measure_apertures(objects, band, segments, psf, plan.aperture_radii_px)
     stamps = [
         _measure_stamps(band, segments, ids[part], x[part], y[part], psf, plan.gauss_fwhm_px)
-        for part in (slice(k, k + _CHUNK) for k in range(0, len(objects), _CHUNK))
+        for part in (slice(k, k + _CHUNK) for k in range(0, max(len(objects), 1), _CHUNK))
     ]
-    if stamps:
-        table = table.join(pd.concat(stamps, ignore_index=True))
+    table = table.join(pd.concat(stamps, ignore_index=True))
     auto, auto_err = measure_auto_fluxes(objects, band, segments, psf)
     table["flux_auto"], table["flux_auto_err"] = auto, auto_err
     table["mag_auto"], table["mag_auto_err"] = convert_to_magnitudes(auto, auto_err)
@@ -90,12 +89,14 @@ def missing_band(n: int, columns: list[str]) -> pd.DataFrame:
 
 
 def measure_apertures(
-    objects: pd.DataFrame, band: BandImage, segments: np.ndarray, radii_px: tuple[float, ...]
+    objects: pd.DataFrame, band: BandImage, segments: np.ndarray, psf: StackPsf, radii_px: tuple[float, ...]
 ) -> pd.DataFrame:
-    """Fluxes in circles, columns flux_aper1, flux_aper1_err, … [nJy], not corrected for what lies outside."""
+    """Fluxes in circles, columns flux_aper1, flux_aper1_err, … [nJy], corrected for what a point source has outside."""
     columns: dict[str, np.ndarray] = {}
-    for k, radius in enumerate(radii_px, start=1):
-        columns[f"flux_aper{k}"], columns[f"flux_aper{k}_err"] = _sum_circles(objects, band, segments, radius)
+    inside = measure_enclosed(psf, band.sci.shape, np.array(radii_px))
+    for k, radius in enumerate(radii_px):
+        flux, error = _sum_circles(objects, band, segments, radius)
+        columns[f"flux_aper{k + 1}"], columns[f"flux_aper{k + 1}_err"] = flux / inside[k], error / inside[k]
     return pd.DataFrame(columns, index=range(len(objects)))
 
 

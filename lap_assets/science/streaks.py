@@ -128,11 +128,11 @@ def _drop_compact(signal: np.ndarray, weight: np.ndarray, limits: StreakLimits) 
     mean_x, mean_y = np.bincount(one, x, n) / area, np.bincount(one, y, n) / area
     u, v = x - mean_x[one], y - mean_y[one]
     xx, yy, xy = (np.bincount(one, moment, n) / area for moment in (u * u, v * v, u * v))
-    spread = np.sqrt(0.25 * (xx - yy) ** 2 + xy**2)
-    major, minor = 0.5 * (xx + yy) + spread, np.maximum(0.5 * (xx + yy) - spread, 1 / 12)
-    elongated = (major > 12.0 * minor) & (4.0 * np.sqrt(major) > 0.3 * limits.min_length_px)
+    major = 0.5 * (xx + yy) + np.sqrt(0.25 * (xx - yy) ** 2 + xy**2)
+    # lines, crossing ones too, fill little of the square over their length
+    linelike = (area < 0.15 * 16.0 * major) & (4.0 * np.sqrt(major) > 0.3 * limits.min_length_px)
     # few pixels may be a fragment of a faint trail: those stay, clipped
-    compact = (area >= 12) & ~elongated
+    compact = (area >= 12) & ~linelike
     weight[np.concatenate([[False], compact])[labels]] = 0
 
 
@@ -190,7 +190,7 @@ def _refine_line(signal, weight, centre, normal, rho, bin_px: int, limits) -> tu
     """Place, ends, width and S/N of a candidate at full resolution; None if its light is not that of a trail."""
     cos, sin = normal
     reach = 8.0 * bin_px
-    for _ in range(3):
+    for _ in range(5):
         along, across, values = _collect_strip(signal, weight, *centre, cos, sin, rho, reach)
         if along.size < limits.min_length_px:
             return None
@@ -201,7 +201,7 @@ def _refine_line(signal, weight, centre, normal, rho, bin_px: int, limits) -> tu
         # the axis is across = shift + tilt · along: turn the normal by −arctan(tilt)
         turn = -np.arctan(tilt)
         cos, sin = cos * np.cos(turn) - sin * np.sin(turn), cos * np.sin(turn) + sin * np.cos(turn)
-        reach = max(0.6 * reach, 3.0 * bin_px)
+        reach = max(0.6 * reach, 4.0)
     return _measure_line(signal, weight, centre, (cos, sin), rho, bin_px, limits)
 
 

@@ -76,12 +76,15 @@ def test_help_lists_every_command_and_its_options():
 
 def test_help_imports_nothing_heavy():
     """`lap --help` within half a second: neither dagster nor numpy is imported for it."""
-    code = "import sys, lap_assets.cli.app; print([m for m in ('dagster','numpy','astropy','pandas','yaml') if m in sys.modules])"
+    heavy = ("dagster", "numpy", "astropy", "pandas", "yaml")
+    code = f"import sys, lap_assets.cli.app; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout.strip() == "[]"
 
 
-@pytest.mark.parametrize("arguments", [("ls",), ("run",), ("show", "settings"), ("get", "stacks", "band=r"), ("ui",), ("fsck",)])
+@pytest.mark.parametrize(
+    "arguments", [("ls",), ("run",), ("show", "settings"), ("get", "stacks", "band=r"), ("ui",), ("fsck",)]
+)
 def test_no_repository_here(lap, elsewhere, arguments):
     assert_refused(lap(*arguments), f"no lap.yaml in {elsewhere}", "--repo DIR", "lap init DIR")
 
@@ -111,8 +114,9 @@ def test_python_tags_in_settings_run_nothing(lap, survey, tmp_path, elsewhere):
     (root / "lap.yaml").write_text("compute: !!python/object/apply:os.mkdir [planted]\n")
     done = start("--repo", root, "ls", cwd=elsewhere)
     assert_refused((done.returncode, done.stdout, done.stderr), str(root / "lap.yaml"), "not plain YAML")
-    assert_refused(lap("--repo", survey, "run", "-c", "chips.skip_steps=!!python/object/apply:os.mkdir [planted]"), "chips.skip_steps")
-    assert_refused(lap("init", "other", "--set", "compute.workers=!!python/object/apply:os.mkdir [planted]"), "compute.workers")
+    tag = "!!python/object/apply:os.mkdir [planted]"
+    assert_refused(lap("--repo", survey, "run", "-c", f"chips.skip_steps={tag}"), "chips.skip_steps")
+    assert_refused(lap("init", "other", "--set", f"compute.workers={tag}"), "compute.workers")
     assert not (elsewhere / "planted").exists() and not (elsewhere / "other").exists()
 
 
@@ -270,7 +274,9 @@ def test_show_and_get_name_what_is_missing(lap, survey):
     assert_refused(lap("--repo", survey, "get", "stacks", "bandd=r"), "bandd")
 
 
-@pytest.mark.parametrize("place", [("400", "0", "10"), ("150", "-95", "10"), ("150", "2", "0"), ("nan", "2", "10"), ("150", "2", "inf")])
+@pytest.mark.parametrize(
+    "place", [("400", "0", "10"), ("150", "-95", "10"), ("150", "2", "0"), ("nan", "2", "10"), ("150", "2", "inf")]
+)
 def test_cutout_out_of_range(lap, survey, place):
     assert_refused(lap("--repo", survey, "cutout", "--", *place), "cutout needs 0 <= RA <= 360")
 
@@ -285,7 +291,8 @@ def test_cutout_where_there_is_no_sky_or_no_stack(lap, survey, elsewhere):
 
 def test_log_of_nothing(lap, survey):
     assert_refused(lap("--repo", survey, "log", "chips"), "is no data id", "COLLECTION/PRODUCT/PARTITION")
-    assert_refused(lap("--repo", survey, "log", "main/chips/simtiny-west-g-0/c0"), "main/chips/simtiny-west-g-0/c0", status=1)
+    unit = "main/chips/simtiny-west-g-0/c0"
+    assert_refused(lap("--repo", survey, "log", unit), unit, status=1)
     assert_refused(lap("--repo", survey, "log", "main/chips/../../etc/passwd"), "data id")
 
 
@@ -304,7 +311,8 @@ def test_tessellation_refuses_nonsense(lap, survey):
     place = ("--ra", "10", "--dec", "5")
     assert_refused(lap("--repo", survey, "tessellation", "a,b", *place, "--size", "3"), "'a,b'")
     assert_refused(lap("--repo", survey, "tessellation", "t", *place, "--size", "-3"), "must be positive")
-    assert_refused(lap("--repo", survey, "tessellation", "t", "--ra", "10", "--dec", "95", "--size", "3"), "dec_deg must lie")
+    beyond = ("--ra", "10", "--dec", "95")
+    assert_refused(lap("--repo", survey, "tessellation", "t", *beyond, "--size", "3"), "dec_deg must lie")
 
 
 def test_simulate_refuses_a_folder_in_use_and_a_wrong_seed(lap, elsewhere):

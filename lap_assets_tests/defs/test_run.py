@@ -1,7 +1,10 @@
 """Runs of the real assets in this process: what Dagster is told of each partition, and what a failure stops."""
 
 import base64
+import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import dagster as dg
@@ -9,8 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lap_assets.defs.run import RANGE_END, RANGE_START, contiguous_ranges, open_instance, run_missing
 from lap_assets.definitions import build_defs
+from lap_assets.defs.run import RANGE_END, RANGE_START, contiguous_ranges, open_instance, run_missing
 from lap_assets.lap.select import select_targets
 from lap_assets.operations.workspace import Workspace
 from lap_assets.store.repo import Repo
@@ -18,13 +21,36 @@ from lap_assets_tests.defs.surveys import ingest_small, simulate_small
 
 pytestmark = [pytest.mark.survey, pytest.mark.xdist_group("defs")]
 
+PICKLED = (b"\x80\x03", b"\x80\x04", b"\x80\x05")
 PREFIX = "![preview](data:image/png;base64,"
 
 
 @pytest.fixture(scope="module")
-def sim(tmp_path_factory):
-    """Three exposures of one band."""
-    return simulate_small(tmp_path_factory.mktemp("small") / "sim")
+def prepared(tmp_path_factory) -> Path:
+    """A repository of three exposures of one band, with its master calibrations made."""
+    folder = tmp_path_factory.mktemp("small")
+    space = ingest_small(folder / "repository", simulate_small(folder / "sim"))
+    survey = space.survey()
+    masters = select_targets(survey, lambda values: values["product"].startswith("master"), frozenset({"product"}))
+    run_missing(space, survey, masters)
+    return space.root
+
+
+@pytest.fixture
+def survey(prepared, tmp_path, monkeypatch) -> Workspace:
+    """A copy of it, to work in."""
+    monkeypatch.setenv("DAGSTER_HOME", "")  # restored at the end: opening an instance sets it
+    shutil.copytree(prepared, tmp_path / "repository")
+    return Workspace.open(tmp_path / "repository")
+
+
+@pytest.fixture
+def raw(survey) -> Iterator[Path]:
+    """The raw file of the second exposure, for a test to damage; as it was at the end."""
+    path = Path(survey.survey().exposures[survey.survey().partitions("chips")[1]].chips[0].path)
+    before = path.read_bytes()
+    yield path
+    path.write_bytes(before)
 
 
 @dataclass
@@ -45,31 +71,9 @@ class Records:
 
     def checks(self, product: str, run: dg.ExecuteInProcessResult) -> dict[tuple[str, str], bool]:
         """(check, partition) to whether it passed, in one run."""
-        told = [event for event in run.all_events if event.event_type is dg.DagsterEventType.ASSET_CHECK_EVALUATION]
-        found = [event.asset_check_evaluation_data for event in told]
+        told = self.instance.all_logs(run.run_id, of_type=dg.DagsterEventType.ASSET_CHECK_EVALUATION)
+        found = [entry.dagster_event.asset_check_evaluation_data for entry in told]
         return {(one.check_name, one.partition): one.passed for one in found if one.asset_key.path[-1] == product}
-
-
-@pytest.fixture
-def survey(sim, tmp_path, monkeypatch):
-    """A fresh repository, its raw files copied so that a test may damage them."""
-    raw = tmp_path / "sim"
-    for folder in ("raw", "calibration", "refcat"):
-        (raw / folder).mkdir(parents=True)
-        for path in (sim / folder).iterdir():
-            (raw / folder / path.name).write_bytes(path.read_bytes())
-    (raw / "field.json").write_bytes((sim / "field.json").read_bytes())
-    monkeypatch.setenv("DAGSTER_HOME", "")  # restored at the end: opening an instance sets it
-    return ingest_small(tmp_path / "repository", raw)
-
-
-def find_raw(space: Workspace, exposure: str) -> Path:
-    return Path(space.survey().exposures[exposure].chips[0].path)
-
-
-def make_masters(space: Workspace) -> None:
-    survey = space.survey()
-    run_missing(space, survey, select_targets(survey, lambda v: v["product"].startswith("master"), frozenset({"product"})))
 
 
 def execute(space: Workspace, instance: dg.DagsterInstance, *products: str) -> dg.ExecuteInProcessResult:
@@ -82,6 +86,12 @@ def execute(space: Workspace, instance: dg.DagsterInstance, *products: str) -> d
         tags={RANGE_START: keys[0], RANGE_END: keys[-1]},
         raise_on_error=False,
     )
+
+
+def assert_thumbnail(markdown: str) -> None:
+    assert markdown.startswith(PREFIX) and markdown.endswith(")")
+    picture = base64.b64decode(markdown[len(PREFIX) : -1], validate=True)
+    assert picture.startswith(b"\x89PNG") and len(picture) <= 10_000
 
 
 def test_materializations_carry_numbers_and_a_thumbnail(survey):
@@ -98,26 +108,24 @@ def test_materializations_carry_numbers_and_a_thumbnail(survey):
                 assert (found["state"], found["units"], found["units_done"]) == ("done", len(units), len(units))
                 assert found["bytes"] == sum(survey.repo.manifest(unit).bytes for unit in units) > 0
                 assert found["seconds"] > 0 and found["units_skipped"] == 0 and "not_done" not in found
-                assert found["preview"].startswith(PREFIX) and found["preview"].endswith(")")
-                picture = base64.b64decode(found["preview"][len(PREFIX) : -1], validate=True)
-                assert picture.startswith(b"\x89PNG") and len(picture) <= 10_000
-        solution = records.metadata("solutions", keys.partitions("solutions")[0])
-        stored = survey.repo.manifest(survey.repo.units("main", "solutions", keys.partitions("solutions")[0])[0]).metrics
-        for name in ("fwhm_arcsec", "zero_point_mag", "astrometry_rms_mas"):
-            assert solution[name] == pytest.approx(stored[name], rel=1e-5), (name, sorted(solution))
+                if product != "solutions":  # an image product
+                    assert_thumbnail(found["preview"])
+        first = keys.partitions("solutions")[0]
+        solution, (unit,) = records.metadata("solutions", first), survey.repo.units("main", "solutions", first)
+        for name in ("fwhm_arcsec", "zero_point_mag", "astrometry_rms_ra_mas", "limit_mag_5sigma"):
+            assert solution[name] == pytest.approx(survey.repo.manifest(unit).metrics[name], rel=1e-5)
         assert 0.5 < solution["fwhm_arcsec"] < 2.5
         again = execute(survey, instance, "chips")
         assert again.success
         assert records.metadata("chips", keys.partitions("chips")[0])["units_skipped"] == 4
-    planted = [p for p in (survey.root / "dagster").rglob("*") if p.is_file() and p.read_bytes()[:2] in (b"\x80\x04", b"\x80\x05")]
-    assert planted == [] and not any((survey.root / "dagster" / "storage").glob("main*"))
+    written = [path for path in (survey.root / "dagster").rglob("*") if path.is_file()]
+    assert written and not any(path.read_bytes()[:2] in PICKLED for path in written)
 
 
-def test_a_failed_partition_leaves_the_good_ones_materialized(survey):
-    """The file of one exposure cannot be read: a retry may cure that, so the run fails, after the others are recorded."""
-    make_masters(survey)
+def test_a_failed_partition_leaves_the_good_ones_materialized(survey, raw):
+    """A file cannot be read: a retry may cure that, so the run fails, after the others are recorded."""
     first, second, third = survey.survey().partitions("chips")
-    find_raw(survey, second).unlink()
+    raw.unlink()
     with open_instance(survey.root) as instance:
         records = Records(survey.root, instance)
         run = execute(survey, instance, "chips")
@@ -135,12 +143,10 @@ def test_a_failed_partition_leaves_the_good_ones_materialized(survey):
     assert [states["chips", key].state for key in (first, second, third)] == ["done", "failed", "done"]
 
 
-def test_data_at_fault_are_a_result_and_flow_on(survey):
-    """A file cut short: the partition is materialized with its reason and a warning, and what follows is made without it."""
-    make_masters(survey)
+def test_data_at_fault_are_a_result_and_flow_on(survey, raw):
+    """A file cut short: its partition is materialized with the reason and a warning; what follows does without it."""
     first, second, third = survey.survey().partitions("chips")
-    path = find_raw(survey, second)
-    path.write_bytes(path.read_bytes()[: 3 * 2880])
+    raw.write_bytes(raw.read_bytes()[: 3 * 2880])
     with open_instance(survey.root) as instance:
         records = Records(survey.root, instance)
         run = execute(survey, instance, "chips", "solutions")
@@ -150,7 +156,7 @@ def test_data_at_fault_are_a_result_and_flow_on(survey):
         assert (found["state"], found["units_done"], found["units"]) == ("unprocessable", 0, 4)
         rows = [row.data for row in found["not_done"].records]
         assert [row["unit"] for row in rows] == ["c0", "c1", "c2", "c3"]
-        assert all(row["reason"].startswith("unprocessable: ") and path.name in row["reason"] for row in rows)
+        assert all(row["reason"].startswith("unprocessable: ") and raw.name in row["reason"] for row in rows)
         assert records.metadata("solutions", second)["state"] == "unprocessable"
         checks = records.checks("chips", run)
         assert checks["units_done", second] is False and checks["files_on_disk", second] is True
@@ -159,7 +165,6 @@ def test_data_at_fault_are_a_result_and_flow_on(survey):
 
 def test_a_failing_blocking_check_stops_only_its_partition(survey, monkeypatch):
     """Files that vanish between publishing and the check: nothing is made from that exposure, the others go on."""
-    make_masters(survey)
     first, second, third = survey.survey().partitions("chips")
     find = Repo.has_files
     monkeypatch.setattr(Repo, "has_files", lambda repo, data_id: data_id.partition != second and find(repo, data_id))
@@ -198,4 +203,4 @@ def test_contiguous_ranges_cover_exactly_what_is_wanted(chosen):
     ranges = [(keys.index(first), keys.index(last)) for first, last in contiguous_ranges(wanted, keys)]
     covered = [keys[i] for first, last in ranges for i in range(first, last + 1)]
     assert covered == sorted(wanted)
-    assert all(later[0] > earlier[1] + 1 for earlier, later in zip(ranges, ranges[1:], strict=False))
+    assert all(later[0] > earlier[1] + 1 for earlier, later in pairwise(ranges))

@@ -1,6 +1,7 @@
 """From raw frames to joint solutions, with the store in between: what was put in is gone afterwards (LV-11)."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -253,10 +254,11 @@ def test_remaking_gives_the_same_bytes(toy):
 UNITS = (("chips", "c0"), ("chips", "c1"), ("solutions", ""))
 
 
-def replan(toy, module, partition, **changes):
-    """First task of a partition with some params of it changed."""
+def replan(toy, module, partition, path=None, **changes):
+    """First task of a partition whose image lies at `path`, or with some params changed."""
     task = module.plan(toy.survey, toy.repo, toy.settings, "main", partition)[0]
-    return type(task)(task.data_id, task.inputs, task.settings, {**task.params, **changes})
+    places = {**task.places, "image": path} if path else task.places
+    return replace(task, params={**task.params, **changes}, places=places)
 
 
 @pytest.mark.parametrize(

@@ -4,13 +4,15 @@ The field is drawn by GalSim: a strong lens (2e15 Msun) behind which 40 galaxies
 that 5' suffice. Two skycells; band i is missing in the second.
 """
 
+import dataclasses
+
 import galsim
 import numpy as np
 import pandas as pd
 import pytest
 from astropy.wcs import WCS
 
-from lap_assets.errors import NoWork
+from lap_assets.errors import NoWork, UnprocessableData
 from lap_assets.model.ids import DataId, join_key
 from lap_assets.model.image import MaskedImage
 from lap_assets.model.objects import Extendedness
@@ -18,6 +20,7 @@ from lap_assets.model.survey import Run, Survey
 from lap_assets.model.tessellation import load_tessellation
 from lap_assets.pipeline import mass_fits, mass_maps, object_catalogs, shear_catalogs
 from lap_assets.qa.metrics import match_positions, measure_separation
+from lap_assets.science.shear import calibrate_shears
 from lap_assets.settings import parse_settings
 from lap_assets.store.repo import Repo
 from lap_assets_tests.science.lensing_fields import Z_SOURCE, galsim_halo
@@ -247,3 +250,30 @@ def test_nothing_to_work_on_is_said_plainly(tmp_path):
             state="no_work",
             reason=reason,
         )
+
+
+def test_an_empty_sky_goes_through_the_stages_that_can_take_it(tmp_path):
+    """Pure noise, no star, no galaxy: a catalogue (nearly) without objects, then a plain reason, never a traceback."""
+    repo = Repo(tmp_path, collections=(COLLECTION,))
+    survey = Survey(COLLECTION, cells={CELL_NAME: CELL}, runs=(Run(1, CELL_NAME, "r", ()),))
+    rng = np.random.default_rng(3)
+    publish_stack(repo, "r", CELL.skycells["00"], rng.normal(0, 0.01, (CELL.ny, CELL.nx)).astype(np.float32))
+    outputs = run_stage(repo, survey, "object_catalogs")
+    _, output = outputs["00"]
+    assert len(output.members["objects.parquet"]) == output.metrics["n_objects"] == 0
+    (task,) = shear_catalogs.plan(survey, repo, SETTINGS, COLLECTION, CELL_NAME)
+    with pytest.raises(UnprocessableData, match="too few stars for a PSF model in r"):
+        shear_catalogs.make(task, repo)
+
+
+def test_a_skycell_without_background_galaxies_has_an_empty_table(world):
+    """All galaxies cut away by magnitude: the table is empty, the map's stage says that nothing is left."""
+    repo, _, _, outputs = world
+    task, _ = outputs["shear_catalogs"]["00"]
+    strict = parse_settings({"shear_catalogs": {"bright_mag": 40.0, "psf_star_min_snr": 30.0}}, "test")
+    output = shear_catalogs.make(dataclasses.replace(task, settings=strict), repo)
+    table = output.members["shear.parquet"]
+    assert len(table) == 0
+    assert {"object_id", "ra", "dec", "e1", "e2", "weight", "response"} <= set(table.columns)
+    with pytest.raises(NoWork, match="no background galaxy"):
+        calibrate_shears(table, 150.0, 30.0)

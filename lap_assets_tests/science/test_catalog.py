@@ -142,7 +142,7 @@ def test_forced_photometry_of_stars_is_right_to_5_mmag(field):
     index = match(objects, truth)
     star = (truth[:, 3] == 1) & (truth[:, 2] > 1000)
     for k, table in enumerate(tables):
-        for name in ("flux_psf", "flux_gauss", "flux_auto"):
+        for name in ("flux_psf", "flux_gauss", "flux_auto", "flux_aper1", "flux_aper2"):
             ratio = table[name].to_numpy()[index][star] / ((k + 1) * truth[star, 2])
             assert 1e3 * abs(np.median(2.5 * np.log10(ratio))) < 5
     faint = (truth[:, 3] == 1) & (truth[:, 2] < 1500)
@@ -199,6 +199,7 @@ def test_an_empty_image_gives_an_empty_table():
     bands, objects, segments = detect([blank])
     table, _ = measure_band(objects, bands[0], segments, 2.5, PhotometryPlan((2.5,), 5.0, 50.0))
     assert len(objects) == len(table) == 0
+    assert {"flux_psf", "flux_gauss", "flux_auto", "mag_auto", "flux_aper1", "spread_model", "flags"} <= set(table)
 
 
 def test_a_missing_band_is_nan_and_flagged():

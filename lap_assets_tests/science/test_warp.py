@@ -1,5 +1,7 @@
 """Resampling: positions, fluxes, noise and masks against formulas, drawn stars and the reproject package."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from astropy.io import fits
@@ -325,3 +327,35 @@ def test_header_is_kept_and_repeat_is_identical():
     first, second = (resample(image, chip_wcs())[0] for _ in range(2))
     assert first.sci.tobytes() == second.sci.tobytes()
     assert warp.make_empty_warp((3, 4), fits.Header({"A": 1})).header["A"] == 1
+
+
+DECAM = Path(__file__).parents[3] / "shared" / "data" / "decam_cutouts"
+
+
+@pytest.mark.skipif(not DECAM.is_dir(), reason="no real DECam cutouts: ../shared/data/decam_cutouts is absent")
+def test_decam_tpv_cutout_keeps_its_star():
+    """A real frame with TPV distortion: the map inverts it to 1 mpx, the brightest star keeps its flux and place (2
+    mas).
+    """
+    path = next(DECAM.glob("images/**/c4d_180128_083845_ooi_r_ls9.N3.fits"))
+    with fits.open(path) as hdus:
+        hdu = next(one for one in hdus if one.data is not None)
+        sci, wcs = hdu.data.astype(np.float32), WCS(hdu.header)
+    sci -= np.median(sci)
+    ny, nx = sci.shape
+    ra, dec = (float(v) for v in wcs.all_pix2world(nx / 2, ny / 2, 0))
+    target = skycell_wcs(340, 0.262, ra, dec)
+    pixel_map = warp.map_pixels(wcs, sci.shape, target, (340, 340))
+    assert pixel_map.error_px < 5e-4
+    rows, columns = np.indices(pixel_map.x.shape) * pixel_map.step_px
+    tx, ty = target.all_world2pix(*wcs.all_pix2world(pixel_map.x.ravel(), pixel_map.y.ravel(), 0), 0)
+    assert np.hypot(tx - columns.ravel() - pixel_map.x0, ty - rows.ravel() - pixel_map.y0).max() < 1e-3
+    out = warp.make_empty_warp((340, 340))
+    warp.warp_chip(out, sci, np.zeros(sci.shape, np.int16), np.ones_like(sci), pixel_map)
+    inner = sci[30:-30, 30:-30]
+    y, x = np.add(np.unravel_index(np.argmax(inner), inner.shape), 30)
+    before = measure(sci, x, y, 12)
+    sx, sy = target.all_world2pix(*wcs.all_pix2world(before[1], before[2], 0), 0)
+    after = measure(out.sci, float(sx), float(sy), 12)
+    assert np.hypot(after[1] - sx, after[2] - sy) * 0.262 < 0.002
+    assert after[0] == pytest.approx(before[0], rel=0.01)
