@@ -112,7 +112,7 @@ class DiffSettings(Section):
     max_stamps: int = 100
     min_stamp_snr: float = 20.0
     source_snr: float = 5.0
-    bright_fraction: float = 0.05  # of the template's flux below which a residual is not believed
+    bright_fraction: float = 0.1  # of the template's flux below which a residual is not believed
 
 
 class StreakMaskSettings(Section):

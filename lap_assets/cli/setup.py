@@ -167,12 +167,17 @@ def simulate(
 
 
 def warm() -> None:
-    """Compile the numba kernels once, so that no run has to."""
-    from lap_assets.pipeline.compute import configure_process, numba_cache_dir, warm_kernels
+    """Compile the numba kernels once, so that no run has to: takes the tiny simulated survey to the end, and away."""
+    from tempfile import TemporaryDirectory
+
+    from lap_assets.model.products import PRODUCTS
+    from lap_assets.operations.demo import run_demo
+    from lap_assets.pipeline.compute import configure_process, numba_cache_dir
 
     configure_process()
-    with progress_bar("compile kernels") as tell:
-        warm_kernels(tell)
+    with TemporaryDirectory() as folder, progress_bar("compile kernels") as tell:
+        done = iter(range(1, 10_000))
+        run_demo(Path(folder), size="tiny", begin=lambda product, partitions: tell(next(done), len(PRODUCTS) + 1))
     print(f"kernels compiled in {numba_cache_dir()}")
 
 

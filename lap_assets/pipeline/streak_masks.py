@@ -37,7 +37,8 @@ def make(task: Task, repo: Repo) -> Output:
         raise NoWork(reason)
     chosen = task.settings.streak_masks
     limits = StreakLimits(snr=chosen.snr, min_length_px=chosen.min_length_px)
-    streaks = find_streaks(repo.read_image(task.pins("diffs")[0]), limits)
+    difference = repo.read_image(task.pins("diffs")[0])
+    streaks = find_streaks(difference, limits, float(difference.header.get("NOISECOV", 1.0)))
     if len(streaks):
         log.info("%s: %d trails", task.data_id, len(streaks))
     return Output({"streaks.parquet": streaks}, {"n_streaks": len(streaks)})

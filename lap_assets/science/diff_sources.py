@@ -86,7 +86,7 @@ class SourceLimits:
 
     snr: float = 5.0
     dipole_fraction: float = 0.35
-    bright_fraction: float = 0.05
+    bright_fraction: float = 0.1
     saturated_radius_fwhm: float = 3.0
     min_sharpness: float = 0.5
     max_sharpness: float = 1.6

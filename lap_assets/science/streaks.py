@@ -41,7 +41,7 @@ class StreakLimits:
     max_streaks: int = 5
 
 
-def find_streaks(image: MaskedImage, limits: StreakLimits | None = None) -> pd.DataFrame:
+def find_streaks(image: MaskedImage, limits: StreakLimits | None = None, noise_covariance: float = 1.0) -> pd.DataFrame:
     """Trails on a difference image.
 
     The signal-to-noise image is clipped and binned until a trail is about a pixel wide, then summed along straight
@@ -53,6 +53,8 @@ def find_streaks(image: MaskedImage, limits: StreakLimits | None = None) -> pd.D
     image : MaskedImage
         Difference; masked pixels do not count.
     limits : StreakLimits
+    noise_covariance : float
+        Variance of large sums over the sum of VAR: correlated noise makes lines of its own.
 
     Returns
     -------
@@ -61,12 +63,13 @@ def find_streaks(image: MaskedImage, limits: StreakLimits | None = None) -> pd.D
     """
     limits = limits or StreakLimits()
     signal, weight = _clipped_signal(image, limits.clip_sigma)
+    gain = 1.0 / np.sqrt(max(noise_covariance, 1.0))
     # fine bins for narrow trails first; coarse ones gather the light of broad, faint ones
     found: list[tuple[float, ...]] = []
     _drop_compact(signal, weight, limits)
     for bin_px in (3, 8):
         while len(found) < limits.max_streaks:
-            one = _best_line(signal, weight, bin_px, limits)
+            one = _best_line(signal, weight, bin_px, limits, gain)
             if one is None:
                 break
             found.append(one)
@@ -136,7 +139,7 @@ def _drop_compact(signal: np.ndarray, weight: np.ndarray, limits: StreakLimits) 
     weight[np.concatenate([[False], compact])[labels]] = 0
 
 
-def _best_line(signal, weight, bin_px: int, limits: StreakLimits) -> tuple[float, ...] | None:
+def _best_line(signal, weight, bin_px: int, limits: StreakLimits, gain: float) -> tuple[float, ...] | None:
     """The brightest line that stands the tests of `_measure_line`, or None."""
     light, counts = _bin_sums(signal * weight, bin_px), _bin_sums(weight, bin_px)
     ny, nx = light.shape
@@ -149,7 +152,7 @@ def _best_line(signal, weight, bin_px: int, limits: StreakLimits) -> tuple[float
             n = ratio.shape[0]
             for _ in range(4):
                 shift, column = np.unravel_index(int(np.argmax(ratio)), ratio.shape)
-                height = float(ratio[shift, column])
+                height = gain * float(ratio[shift, column])
                 ratio[max(shift - 6, 0) : shift + 7, max(column - 6, 0) : column + 7] = 0
                 if height < 5.5:
                     break
@@ -160,7 +163,7 @@ def _best_line(signal, weight, bin_px: int, limits: StreakLimits) -> tuple[float
                 x, y = (ends, rows) if steep else (rows, ends)
                 candidates.append((height, *_normal_form(x, y, centre)))
     for _, cos, sin, rho in sorted(candidates, reverse=True):
-        line = _refine_line(signal, weight, centre, (cos, sin), rho, bin_px, limits)
+        line = _refine_line(signal, weight, centre, (cos, sin), rho, bin_px, limits, gain)
         if line is not None:
             return line
     return None
@@ -186,7 +189,7 @@ def _normal_form(x: np.ndarray, y: np.ndarray, centre) -> tuple[float, float, fl
     return float(cos), float(sin), float((x[0] - centre[0]) * cos + (y[0] - centre[1]) * sin)
 
 
-def _refine_line(signal, weight, centre, normal, rho, bin_px: int, limits) -> tuple[float, ...] | None:
+def _refine_line(signal, weight, centre, normal, rho, bin_px: int, limits, gain) -> tuple[float, ...] | None:
     """Place, ends, width and S/N of a candidate at full resolution; None if its light is not that of a trail."""
     cos, sin = normal
     reach = 8.0 * bin_px
@@ -202,7 +205,7 @@ def _refine_line(signal, weight, centre, normal, rho, bin_px: int, limits) -> tu
         turn = -np.arctan(tilt)
         cos, sin = cos * np.cos(turn) - sin * np.sin(turn), cos * np.sin(turn) + sin * np.cos(turn)
         reach = max(0.6 * reach, 4.0)
-    return _measure_line(signal, weight, centre, (cos, sin), rho, bin_px, limits)
+    return _measure_line(signal, weight, centre, (cos, sin), rho, bin_px, limits, gain)
 
 
 def _fit_axis(along, across, values, index, reach) -> tuple[float, float]:
@@ -227,7 +230,7 @@ def _fit_axis(along, across, values, index, reach) -> tuple[float, float]:
     return float(level - slope * mean), float(slope)
 
 
-def _measure_line(signal, weight, centre, normal, rho, bin_px, limits) -> tuple[float, ...] | None:
+def _measure_line(signal, weight, centre, normal, rho, bin_px, limits, gain) -> tuple[float, ...] | None:
     reach = 6.0 * bin_px
     along, across, values = _collect_strip(signal, weight, *centre, *normal, rho, reach)
     if along.size == 0:
@@ -241,7 +244,7 @@ def _measure_line(signal, weight, centre, normal, rho, bin_px, limits) -> tuple[
     origin = along.min()
     index = ((along - origin) / piece).astype(int)
     number = np.bincount(index)
-    ratio = np.bincount(index, values) / np.sqrt(np.maximum(number, 1))
+    ratio = gain * np.bincount(index, values) / np.sqrt(np.maximum(number, 1))
     known = number >= 0.25 * np.median(number[number > 0])
     first, last = _longest_run(ratio, known)
     if first is None or (last - first) * piece < limits.min_length_px:
@@ -249,7 +252,7 @@ def _measure_line(signal, weight, centre, normal, rho, bin_px, limits) -> tuple[
     inside = known[first:last]
     filled = ratio[first:last][inside] > 1.5
     total = values[(index >= first) & (index < last)]
-    snr = float(total.sum() / np.sqrt(total.size))
+    snr = float(gain * total.sum() / np.sqrt(total.size))
     # half of the light from a quarter of the pieces is a chain of objects, not a trail
     share = np.sort(np.clip(ratio[first:last][inside], 0, None))[::-1]
     lumpy = share[: max(share.size // 4, 1)].sum() > 0.6 * share.sum()

@@ -130,6 +130,7 @@ def test_dagster_dev_alone_in_a_fresh_clone_shows_the_graph(tmp_path, browser, p
     assert server.members() == []
 
 
+@pytest.mark.timeout(1800)
 def test_backfill_of_everything_with_an_exposure_that_cannot_be_processed(tmp_path, browser, pictures):
     """All assets, all partitions, one backfill: it completes, all is materialized, and the cell of the bad is stacked.
 
