@@ -32,6 +32,10 @@ class SourceFlag(IntFlag):
     MASKED = 32  # unusable pixels in the core
 
 
+# radius, in FWHM, that holds all of a star's light: that of the solutions' total apertures
+_TOTAL_FWHM = 4.0
+
+
 @dataclass(frozen=True)
 class MoffatPsf:
     """Circular Moffat (1969) profile fitted to stars; `response` is the flux the matched filter gives a unit star.
@@ -101,42 +105,49 @@ def measure_psf(broad: MaskedImage, fwhm_px: float, max_stars: int = 40) -> Moff
     galaxies drop out) are combined by the median.
     """
     half = int(np.clip(np.ceil(2.2 * fwhm_px), 5, 20))
+    wide = int(np.ceil(_TOTAL_FWHM * fwhm_px))
     fallback = MoffatPsf(float(fwhm_px), 3.5)
     if not broad.usable.any():
         return fallback
-    stamps = _collect_stars(broad, half, max_stars)
+    stamps = _collect_stars(broad, wide, max_stars)
     if len(stamps) < 3:
         return fallback
-    u = np.arange(-half, half + 1.0)
-    window = np.exp(-0.5 * (u[:, None] ** 2 + u[None, :] ** 2) / (fwhm_px / 1.5) ** 2)
+    u = np.arange(-wide, wide + 1.0)
     r2 = u[:, None] ** 2 + u[None, :] ** 2
-    sizes = np.array([np.sum(window * r2 * s) / np.sum(window * s) for s in stamps])
+    core = np.s_[wide - half : wide + half + 1, wide - half : wide + half + 1]
+    window = np.exp(-0.5 * r2[core] / (fwhm_px / 1.5) ** 2)
+    sizes = np.array([np.sum(window * r2[core] * s[core]) / np.sum(window * s[core]) for s in stamps])
     centre = _half_sample_mode(np.sort(sizes))
     stars = [s for s, size in zip(stamps, sizes, strict=True) if abs(size - centre) < 0.1 * centre]
     if len(stars) < 3:
         return fallback
     picture = np.median(stars, axis=0)
+    ring = (r2 > (0.875 * _TOTAL_FWHM * fwhm_px) ** 2) & (r2 <= (_TOTAL_FWHM * fwhm_px) ** 2)
+    picture -= np.median(picture[ring])
+    width, beta = _fit_moffat(picture[core], r2[core], fwhm_px)
+    # what the filter makes of the picture itself, over the picture's flux: the wings are no Moffat's
+    model = MoffatPsf(width, beta).draw()
+    reach = min(model.shape[0] // 2, wide)
+    fitted = model[model.shape[0] // 2 - reach :, model.shape[1] // 2 - reach :][: 2 * reach + 1, : 2 * reach + 1]
+    shown = picture[wide - reach : wide + reach + 1, wide - reach : wide + reach + 1]
+    filtered = np.sum(shown * fitted) / np.sum(fitted**2)
+    total = picture[r2 <= (_TOTAL_FWHM * fwhm_px) ** 2].sum()
+    return MoffatPsf(width, beta, float(np.clip(filtered / total, 0.7, 1.25)), len(stars))
+
+
+def _fit_moffat(picture: np.ndarray, r2: np.ndarray, fwhm_px: float) -> tuple[float, float]:
+    """FWHM (px) and beta of the Moffat profile that fits the core of a star's picture best."""
     near = r2 <= (1.5 * fwhm_px) ** 2
 
     def residual(parameters):
         amplitude, width, beta, level = parameters
-        profile = MoffatPsf(width, beta)
-        alpha = 0.5 * profile.fwhm_px / np.sqrt(2.0 ** (1.0 / beta) - 1.0)
+        alpha = 0.5 * width / np.sqrt(2.0 ** (1.0 / beta) - 1.0)
         return (amplitude * (1.0 + r2[near] / alpha**2) ** -beta + level - picture[near]) / picture.max()
 
     start = [picture.max(), fwhm_px, 3.5, 0.0]
     low, high = [0.0, 0.5 * fwhm_px, 1.5, -0.1 * picture.max()], [np.inf, 2.0 * fwhm_px, 8.0, 0.1 * picture.max()]
-    amplitude, width, beta, level = optimize.least_squares(residual, start, bounds=(low, high)).x
-    shape = MoffatPsf(float(width), float(beta))
-    # scale of the picture: total flux of the fitted profile; response of the filter to the picture itself
-    model = shape.draw()
-    cut = half - shape.radius
-    inner = np.s_[max(cut, 0) : picture.shape[0] - max(cut, 0)]
-    shrink = max(-cut, 0)
-    model_cut = model[shrink : model.shape[0] - shrink, shrink : model.shape[1] - shrink]
-    total = amplitude / model.max()
-    filtered = np.sum((picture[inner, inner] - level) * model_cut) / np.sum(model_cut**2)
-    return MoffatPsf(float(width), float(beta), float(np.clip(filtered / total, 0.8, 1.25)), len(stars))
+    _, width, beta, _ = optimize.least_squares(residual, start, bounds=(low, high)).x
+    return float(width), float(beta)
 
 
 def _collect_stars(image: MaskedImage, half: int, max_stars: int) -> list[np.ndarray]:

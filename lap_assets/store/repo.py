@@ -372,7 +372,7 @@ class Repo:
             return row | {"state": "missing", "reason": "", "bytes": 0, "content_sha256": "", "seconds": 0.0}
         row |= {"state": manifest.state, "reason": manifest.reason, "bytes": manifest.bytes}
         row |= {"content_sha256": manifest.content_sha256, "seconds": manifest.seconds}
-        return row | {name: value for name, value in manifest.metrics.items() if name not in row}
+        return row | {name: value for name, value in manifest.metrics.items() if row.get(name) is None}
 
     def _chain(self, product: str, collection: str | None) -> tuple[str, ...]:
         if get_product(product).partitions == CALIBRATIONS:
