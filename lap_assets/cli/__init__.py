@@ -1,5 +1,6 @@
 """`lap`: a thin command line over the other rooms. Heavy imports stand inside commands, so that help is instant."""
 
+import os
 import sys
 
 
@@ -21,4 +22,10 @@ def main() -> None:
         sys.exit(1)
     except OSError as error:
         print(f"lap: {error.strerror or error}: {error.filename or 'no file named'}", file=sys.stderr)
+        sys.exit(1)
+    except Exception as error:
+        if os.environ.get("LAP_TRACEBACK"):
+            raise
+        first = (str(error).strip() or "no message").splitlines()[0]
+        print(f"lap: {type(error).__name__}: {first}; with LAP_TRACEBACK=1 it says where", file=sys.stderr)
         sys.exit(1)

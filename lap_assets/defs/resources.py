@@ -11,7 +11,7 @@ import dagster as dg
 
 from lap_assets.defs.reports import evaluate_checks, write_metadata
 from lap_assets.model.states import RESULTS
-from lap_assets.operations.work import work_partitions
+from lap_assets.operations.work import settle_partitions, work_partitions
 from lap_assets.operations.workspace import Workspace
 from lap_assets.pipeline.compute import configure_process
 from lap_assets.pipeline.engine import PartitionReport
@@ -29,6 +29,8 @@ class LapResource:
         Called with each unit's report (progress bars).
     space : Workspace or None
         An open repository, with settings overridden for this time.
+    settle : bool
+        Try failed partitions again and then drop them here; False where a driver (`lap run`) decides that.
     """
 
     def __init__(
@@ -36,10 +38,12 @@ class LapResource:
         root: Path | None = None,
         tell: Callable[[UnitReport], None] = lambda report: None,
         space: Workspace | None = None,
+        settle: bool = True,
     ) -> None:
         self.root = root
         self.tell = tell
         self.space = space
+        self.work = settle_partitions if settle else work_partitions
 
     def make(self, context: dg.AssetExecutionContext) -> Iterator[dg.MaterializeResult]:
         """Make the partitions of this run of the one asset the context names."""
@@ -49,7 +53,7 @@ class LapResource:
         space = self.space or Workspace.open(self.root)
         survey = space.survey(collection)
         good, bad = [], []
-        for report in work_partitions(space, survey, product, context.partition_keys, context.run.run_id, self.tell):
+        for report in self.work(space, survey, product, context.partition_keys, context.run.run_id, self.tell):
             metadata = write_metadata(space.repo, report)
             context.log.info(f"{product} {report.partition}: {report.state} {report.reason}")
             for evaluation in evaluate_checks(asset_key, space.repo, report):

@@ -77,7 +77,7 @@ def run_missing(
         tell(report)
 
     space.ledger.forget_attempts(survey.collection, dropped=retry)
-    definitions = build_defs(space.root, LapResource(space.root, count_and_tell, space))
+    definitions = build_defs(space.root, LapResource(space.root, count_and_tell, space, settle=False))
     job = definitions.resolve_implicit_global_asset_job_def()
     before, problem = None, ""
     with open_instance(space.root) as instance:

@@ -4,9 +4,11 @@ The truth folder is moved out of sight while the pipeline works, and comes back 
 """
 
 import json
+import os
 import resource
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -38,11 +40,17 @@ def run_demo(
     sim, truth, hidden = directory / "sim", directory / "sim" / "truth", directory / "truth-set-aside"
     simulate_once(sim, hidden, seed, size, workers, begin)
     simulated = time.perf_counter()
+    met = Workers()
+
+    def note_and_tell(report: UnitReport) -> None:
+        met.note(report)
+        tell(report)
+
     if truth.exists():
         truth.rename(hidden)
     try:
         space = set_up(directory / "survey", sim, workers)
-        summary = run_survey(space, None, [], None, None, tell, begin)
+        summary = run_survey(space, None, [], None, None, note_and_tell, begin)
     finally:
         hidden.rename(truth)
     report = {
@@ -57,7 +65,7 @@ def run_demo(
     survey = space.survey()
     report |= summarize_states(space, survey) | compare_with_truth(space, survey, truth)
     report["pictures"] = write_pictures(space, survey, directory / "pictures")
-    report |= {"wall_s": round(time.perf_counter() - started, 1), "peak_rss_mb": measure_peak_rss_mb()}
+    report |= {"wall_s": round(time.perf_counter() - started, 1), "peak_rss_mb": met.sum_peaks_mb()}
     write_json(report, directory / "report.json")
     return report
 
@@ -97,11 +105,22 @@ def set_up(root: Path, sim: Path, workers: int) -> Workspace:
     return space
 
 
-def measure_peak_rss_mb() -> float:
-    """Peak resident memory: this process plus the largest of its workers times their number is bounded by this sum."""
-    own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    children = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
-    return round((own + children) / 1024, 1)
+@dataclass
+class Workers:
+    """The worker processes met so far, and the peak memory of each, MB."""
+
+    peaks_mb: dict[int, float] = field(default_factory=dict)
+
+    def note(self, report: UnitReport) -> None:
+        """Remember who made a unit."""
+        pid, peak_mb = report.worker
+        self.peaks_mb[pid] = max(peak_mb, self.peaks_mb.get(pid, 0.0))
+
+    def sum_peaks_mb(self) -> float:
+        """Peak of this process plus those of its workers: an upper bound of what all held at one moment."""
+        own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        others = (peak for pid, peak in self.peaks_mb.items() if pid != os.getpid())
+        return round(own + sum(others), 1)
 
 
 def write_pictures(space: Workspace, survey, folder: Path) -> list[str]:

@@ -10,7 +10,7 @@ from lap_assets.errors import BadInput
 from lap_assets.lap.select import select_targets
 from lap_assets.model.products import get_product
 from lap_assets.model.survey import PartitionRef, Survey
-from lap_assets.operations.workspace import Workspace
+from lap_assets.operations.workspace import Workspace, explain_full_disk
 from lap_assets.pipeline.task import UnitReport
 from lap_assets.store.expressions import matches, parse_expression, resolve_terms
 
@@ -30,18 +30,19 @@ def run_survey(
     """Make what is missing of one collection; without runs, define one per cell and band covering what was ingested."""
     if to:
         get_product(to)
-    survey = space.survey(collection)
-    if not survey.exposures:
-        raise BadInput(f"nothing is ingested in {space.root}; begin with: lap ingest FILES --camera NAME")
-    for name in name_tessellations(space, survey.collection, tessellation):
-        space.ledger.define_runs(survey.collection, name)
-    survey = space.survey(collection)
-    targets = None
-    if select or to:
-        targets = resolve(survey, select, to)
-        if not targets:
-            raise BadInput(f"nothing matches {' '.join(select)!r}; `lap ls` shows what there is")
-    return run_missing(space, survey, targets, tell, begin, retry)
+    with explain_full_disk(space.root):
+        survey = space.survey(collection)
+        if not survey.exposures:
+            raise BadInput(f"nothing is ingested in {space.root}; begin with: lap ingest FILES --camera NAME")
+        for name in name_tessellations(space, survey.collection, tessellation):
+            space.ledger.define_runs(survey.collection, name)
+        survey = space.survey(collection)
+        targets = None
+        if select or to:
+            targets = resolve(survey, select, to)
+            if not targets:
+                raise BadInput(f"nothing matches {' '.join(select)!r}; `lap ls` shows what there is")
+        return run_missing(space, survey, targets, tell, begin, retry)
 
 
 def name_tessellations(space: Workspace, collection: str, given: str | None) -> list[str]:

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from os import getpid
 
 from lap_assets.errors import Conflict
-from lap_assets.lap.decide import hash_inputs
+from lap_assets.lap.decide import MAX_ATTEMPTS, hash_inputs
 from lap_assets.ledger.leases import Lease
 from lap_assets.model.states import BLOCKED, FAILED, RESULTS
 from lap_assets.model.survey import Survey
@@ -59,17 +59,44 @@ def work_partitions(
             yield report
 
 
+def settle_partitions(
+    space: Workspace,
+    survey: Survey,
+    product: str,
+    partitions: Sequence[str],
+    run_id: str = "",
+    tell: Callable[[UnitReport], None] = lambda report: None,
+) -> Iterator[PartitionReport]:
+    """Like `work_partitions`, but a failed partition is tried again and, when its attempts are used up, dropped.
+
+    For runs that no driver watches (a backfill of the UI): one fault must not keep a whole cell waiting.
+    """
+    todo, failed = list(partitions), []
+    for _ in range(MAX_ATTEMPTS):
+        failed = []
+        for report in work_partitions(space, survey, product, todo, run_id, tell):
+            if report.state == FAILED:
+                failed.append((report.partition, report.reason))
+            else:
+                yield report
+        todo = [partition for partition, _ in failed]
+        if not todo:
+            return
+    yield from drop_partitions(space, survey, product, failed)
+
+
 def drop_partitions(
     space: Workspace, survey: Survey, product: str, partitions: Sequence[tuple[str, str]]
 ) -> list[PartitionReport]:
     """Give up on partitions, each with its reason: what is not done of them is published as `dropped`."""
     states = space.ledger.partition_states(survey.collection)
-    session = Session(survey, space.repo, space.settings)
     reports = []
-    for partition, reason in partitions:
-        report = drop_partition(session, product, partition, reason)
-        record(space, survey, report, states)
-        reports.append(report)
+    with hold_leases(space, survey.collection, product, [partition for partition, _ in partitions]) as fences:
+        session = Session(survey, space.repo, space.settings, fences=lambda _, partition: fences[partition])
+        for partition, reason in partitions:
+            report = drop_partition(session, product, partition, reason)
+            record(space, survey, report, states)
+            reports.append(report)
     return reports
 
 

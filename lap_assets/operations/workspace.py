@@ -4,13 +4,16 @@ The command line, the Dagster definitions and the reports all begin with `Worksp
 `lap.yaml` (settings), `ledger.db` (unless the ledger is PostgreSQL), `store/` (files) and `dagster/` (the instance).
 """
 
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 import yaml
 
-from lap_assets.errors import BadInput
+from lap_assets.errors import BadInput, LapError
 from lap_assets.ledger.ledger import Ledger
 from lap_assets.model.ids import check_name
 from lap_assets.model.products import PRODUCTS
@@ -19,7 +22,21 @@ from lap_assets.pipeline.stages import STAGES
 from lap_assets.settings import SETTINGS_FILE, Settings, find_repository, load_settings
 from lap_assets.store.repo import Repo
 
+LEAST_FREE_BYTES = 1 << 20
 INSTANCE_YAML = Path(__file__).parents[1] / "defs" / "dagster.yaml"
+
+
+@contextmanager
+def explain_full_disk(root: Path) -> Iterator[None]:
+    """Whatever a full disk breaks first (Dagster's database, a log, the ledger), say what it is."""
+    try:
+        yield
+    except Exception as error:
+        if shutil.disk_usage(root).free < LEAST_FREE_BYTES:
+            raise LapError(
+                f"no space left on the disk of {root}: make room, then `lap run` goes on; nothing published is lost"
+            ) from error
+        raise
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ sums have one order.
 """
 
 import hashlib
+import logging
 import multiprocessing
 import os
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
@@ -46,6 +47,7 @@ def configure_process() -> None:
         os.environ.setdefault(name, "1")
     os.environ.setdefault("NUMBA_CACHE_DIR", str(numba_cache_dir()))
     threadpool_limits(1)
+    logging.raiseExceptions = False  # a log that cannot be written (disk full) must not bury the work's own error
 
 
 def numba_cache_dir() -> Path:

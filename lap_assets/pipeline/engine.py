@@ -8,6 +8,8 @@ The engine knows neither Dagster nor the ledger: it takes a survey, a repository
 import hashlib
 import json
 import logging
+import os
+import resource
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -201,7 +203,10 @@ def confirm(repo: Repo, report: PartitionReport) -> PartitionReport:
 def drop_partition(session: Session, product: str, partition: str, reason: str) -> PartitionReport:
     """Give up on a partition: publish `dropped`, with the reason, for each unit that has no result."""
     stage, started = STAGES[product], time.perf_counter()
-    todo, reports = _split_done(session, stage, partition)
+    try:
+        todo, reports = _split_done(session, stage, partition)
+    except IntegrityError:  # what it is made from cannot be read: there is nothing to plan by
+        return PartitionReport(product, partition, DROPPED, (), time.perf_counter() - started, reason)
     for task in todo:
         manifest = session.repo.publish(
             task.data_id,
@@ -234,36 +239,39 @@ def combine_states(states: Sequence[str]) -> str:
 
 def make_unit(product: str, task: Task, root: Any, fence: int, run_id: str) -> UnitReport:
     """Make and publish one unit; runs in a worker. Never raises for what can be reported as a state."""
-    stage = STAGES[product]
-    repo = Repo(root)
     started = time.perf_counter()
-    publish = {
-        "inputs": task.inputs,
-        "recipe": compute_recipe(stage, task),
-        "config_sha256": stage.config_sha256(task.settings),
-        "code": get_product(product).code,
-        "fence": fence,
-        "run_id": run_id,
-    }
-    with repo.keep_log(task.data_id):
-        state, reason, output = _attempt(stage, task, repo)
-        if state == FAILED:
-            return UnitReport(task.data_id, FAILED, reason=reason, seconds=time.perf_counter() - started)
-        seconds = time.perf_counter() - started
-        try:
-            manifest = repo.publish(
-                task.data_id,
-                output.members,
-                metrics=output.metrics,
-                state=state,
-                reason=reason,
-                seconds=seconds,
-                refers_to=output.refers_to,
-                **publish,
-            )
-        except TRANSIENT as error:
-            log.error("not published: %s", error)
-            return UnitReport(task.data_id, FAILED, reason=describe_fault(error), seconds=seconds)
+    repo = Repo(root)
+    try:
+        with repo.keep_log(task.data_id):
+            report = _make_and_publish(STAGES[product], task, repo, fence, run_id)
+    except TRANSIENT as error:
+        log.error("not published: %s", error)
+        report = UnitReport(task.data_id, FAILED, reason=describe_fault(error), seconds=time.perf_counter() - started)
+    peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return replace(report, worker=(os.getpid(), peak_mb))
+
+
+def _make_and_publish(stage: Stage, task: Task, repo: Repo, fence: int, run_id: str) -> UnitReport:
+    started = time.perf_counter()
+    state, reason, output = _attempt(stage, task, repo)
+    seconds = time.perf_counter() - started
+    if state == FAILED:
+        return UnitReport(task.data_id, FAILED, reason=reason, seconds=seconds)
+    manifest = repo.publish(
+        task.data_id,
+        output.members,
+        inputs=task.inputs,
+        recipe=compute_recipe(stage, task),
+        config_sha256=stage.config_sha256(task.settings),
+        code=get_product(stage.product).code,
+        metrics=output.metrics,
+        state=state,
+        reason=reason,
+        fence=fence,
+        run_id=run_id,
+        seconds=seconds,
+        refers_to=output.refers_to,
+    )
     return UnitReport(
         task.data_id, state, manifest.content_sha256, False, reason, seconds, manifest.bytes, output.metrics
     )

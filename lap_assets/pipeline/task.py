@@ -67,7 +67,7 @@ class Output:
 
 @dataclass(frozen=True)
 class UnitReport:
-    """What became of one unit."""
+    """What became of one unit; `worker` is the process that made it and its peak memory so far, MB."""
 
     data_id: DataId
     state: str
@@ -77,3 +77,4 @@ class UnitReport:
     seconds: float = 0.0
     bytes: int = 0
     metrics: Mapping[str, Any] = field(default_factory=dict)
+    worker: tuple[int, float] = (0, 0.0)

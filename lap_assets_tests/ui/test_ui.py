@@ -131,13 +131,13 @@ def test_dagster_dev_alone_in_a_fresh_clone_shows_the_graph(tmp_path, browser, p
 
 
 @pytest.mark.timeout(1800)
-def test_backfill_of_everything_with_an_exposure_that_cannot_be_processed(tmp_path, browser, pictures):
-    """All assets, all partitions: the backfill completes, and the cell is stacked from the other exposures."""
+def test_backfill_of_everything_with_exposures_that_cannot_be_processed(tmp_path, browser, pictures):
+    """All assets, all partitions, one raw file cut and one gone: it completes, the cell is stacked from the rest."""
     space = ingest_small(tmp_path / "repository", simulate_small(tmp_path / "sim"), executor="processes")
     survey = space.survey()
-    bad = survey.partitions("chips")[1]
-    raw = Path(survey.exposures[bad].chips[0].path)
-    os.truncate(raw, 3 * 2880)
+    _, bad, gone = survey.partitions("chips")
+    os.truncate(survey.exposures[bad].chips[0].path, 3 * 2880)
+    Path(survey.exposures[gone].chips[0].path).unlink()
     port = find_free_port()
     command = [*LAP, "--repo", str(space.root), "ui", "--port", str(port)]
     with serve(command, tmp_path, port, tmp_path / "dagster.log") as server:
@@ -164,15 +164,16 @@ def test_backfill_of_everything_with_an_exposure_that_cannot_be_processed(tmp_pa
         open_page(browser, url, "unprocessable", "not_done")
         browser.save_screenshot(str(pictures / "unprocessable.png"))
     assert server.members() == []
-    assert_stacked_without(space, bad)
+    assert_stacked_without(space, bad, gone)
 
 
-def assert_stacked_without(space: Workspace, bad: str) -> None:
-    """Every partition ended with a result; the stack of the cell is made of the other exposures."""
+def assert_stacked_without(space: Workspace, bad: str, gone: str) -> None:
+    """Every partition ended with a result; the stack of the cell is made of the other exposure."""
     survey, states = space.survey(), space.ledger.partition_states("main")
     assert {ref for ref in states} == {(name, key) for name in PRODUCTS for key in survey.partitions(name)}
     assert states["chips", bad].state == states["solutions", bad].state == "unprocessable"
-    others = sorted(set(survey.exposures) - {bad})
+    assert states["chips", gone].state == "dropped"
+    others = sorted(set(survey.exposures) - {bad, gone})
     (cell,) = survey.cells
     for unit in space.repo.units("main", "final_stacks", join_key(cell, "r")):
         assert space.repo.manifest(unit).state == "done"

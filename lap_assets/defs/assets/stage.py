@@ -46,7 +46,7 @@ class Stages:
             key,
             deps=[self.partitions.dep(product.name, name, self.collection_of(name)) for name in product.inputs],
             description=body.__doc__,
-            # masters stand with the first collection: with a single group the UI opens the graph, with two it folds them
+            # masters stand with the first collection: the UI opens a single group and folds several
             group_name=self.survey.collection.replace(".", "_").replace("-", "_"),
             code_version=self.settings_hashes.get(product.name),
             kinds={"fits" if any(m.planes for m in product.members) else "parquet"},
