@@ -151,7 +151,7 @@ PRODUCTS: dict[str, Product] = {
             "Streaks found on the differences",
             EXPOSURE_CELLS,
             "skycell",
-            (Member("streaks.parquet", columns=("x0", "y0", "x1", "y1", "width_px", "snr")),),
+            (Member("streaks.parquet", columns=("x0", "y0", "x1", "y1", "width_px", "snr")), _PREVIEW),
             ("diffs",),
         ),
         Product(

@@ -20,7 +20,7 @@ from lap_assets.operations.workspace import Workspace
 from lap_assets.pipeline.engine import PartitionReport, Session, drop_partition, make_partitions
 from lap_assets.pipeline.task import UnitReport
 
-LEASE_SECONDS = 120.0
+LEASE_SECONDS = 60.0
 
 
 def work_partitions(

@@ -10,6 +10,7 @@ from lap_assets.errors import NoWork
 from lap_assets.model.ids import DataId, Pin
 from lap_assets.model.survey import Survey
 from lap_assets.pipeline.task import Output, Task
+from lap_assets.qa.plots import plot_zero_points
 from lap_assets.science import jointcal
 from lap_assets.settings import Settings
 from lap_assets.store.repo import Repo
@@ -41,7 +42,8 @@ def make(task: Task, repo: Repo) -> Output:
     }
     if np.isfinite(joint.repeatability_mmag):
         metrics["repeatability_mmag"] = round(joint.repeatability_mmag, 3)
-    return Output({"zeropoints.parquet": joint.table}, metrics)
+    picture = plot_zero_points(joint.table, f"{task.data_id.partition}: relative zero points", thumbnail=True)
+    return Output({"zeropoints.parquet": joint.table, "preview.png": picture}, metrics)
 
 
 def _read_stars(repo: Repo, pin: Pin, min_snr: float) -> pd.DataFrame:

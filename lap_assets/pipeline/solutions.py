@@ -18,6 +18,7 @@ from lap_assets.model.camera import header_footprint, load_camera
 from lap_assets.model.ids import DataId
 from lap_assets.model.survey import Survey
 from lap_assets.pipeline.task import Output, Task
+from lap_assets.qa.plots import plot_focal_plane
 from lap_assets.science import photometry
 from lap_assets.science.astrometry import ChipAstrometry, ChipStars, keep_headers, solve_exposure
 from lap_assets.science.chip_catalog import ChipCatalog, catalog_chip
@@ -79,7 +80,10 @@ def make(task: Task, repo: Repo) -> Output:
     document = _describe_exposure(task, chips, zero_point, source)
     # HDU names are capitals
     backgrounds = {name.upper(): _background_plane(chip) for name, chip in sorted(good.items())}
-    members = {"solution.json": document, "sources.parquet": sources, "backgrounds.fits": backgrounds}
+    members = {
+        "solution.json": document, "sources.parquet": sources, "backgrounds.fits": backgrounds,
+        "preview.png": _draw_preview(chips),
+    }  # fmt: skip
     return Output(members, _summarise(document, sources, zero_point))
 
 
@@ -326,6 +330,15 @@ def _describe_exposure(
         "ellipticity": float(np.median([one["ellipticity"] for one in good])),
         "chips": described,
     }
+
+
+def _draw_preview(chips: dict[str, _Chip]) -> bytes:
+    """The focal plane coloured by FWHM; failed chips, in red, where their own header puts them."""
+    good = {name: chip for name, chip in chips.items() if not chip.reason}
+    headers = {name: chip.astrometry.header if name in good else chip.header for name, chip in chips.items()}
+    footprints = {name: header_footprint(header) for name, header in headers.items()}
+    fwhm = {name: chip.measured.shape.fwhm_px * chip.scale_arcsec for name, chip in good.items()}
+    return plot_focal_plane(footprints, fwhm, "FWHM [arcsec]", sorted(chips.keys() - good.keys()), thumbnail=True)
 
 
 def _summarise(document: dict[str, Any], sources: pd.DataFrame, zero_point: photometry.ZeroPoint) -> dict[str, Any]:

@@ -5,12 +5,15 @@ Planning only; the search is `science/streaks.py`.
 
 import logging
 
+import numpy as np
+
 from lap_assets.errors import NoWork
 from lap_assets.model.ids import DataId
 from lap_assets.model.states import DONE
 from lap_assets.model.survey import Survey
 from lap_assets.pipeline.task import Output, Task
-from lap_assets.science.streaks import StreakLimits, find_streaks
+from lap_assets.qa.pictures import thumbnail
+from lap_assets.science.streaks import StreakLimits, draw_streaks, find_streaks
 from lap_assets.settings import Settings
 from lap_assets.store.repo import Repo
 
@@ -41,4 +44,7 @@ def make(task: Task, repo: Repo) -> Output:
     streaks = find_streaks(difference, limits, float(difference.header.get("NOISECOV", 1.0)))
     if len(streaks):
         log.info("%s: %d trails", task.data_id, len(streaks))
-    return Output({"streaks.parquet": streaks}, {"n_streaks": len(streaks)})
+    drawn = draw_streaks(difference.shape, streaks, chosen.margin_px).astype(np.float32)
+    # the mask itself: grey where nothing is masked, black where there is no difference
+    members = {"streaks.parquet": streaks, "preview.png": thumbnail(drawn, difference.mask)}
+    return Output(members, {"n_streaks": len(streaks)})

@@ -14,6 +14,7 @@ from lap_assets.model.ids import DataId, Pin, join_key
 from lap_assets.model.survey import Survey
 from lap_assets.pipeline.diffs import read_psf
 from lap_assets.pipeline.task import Output, Task
+from lap_assets.qa.plots import plot_transients
 from lap_assets.science.association import associate_sources, force_psf_flux
 from lap_assets.science.streaks import draw_streaks
 from lap_assets.settings import Settings
@@ -60,7 +61,8 @@ def make(task: Task, repo: Repo) -> Output:
         "%s: %d transients from %d sources on %d differences", task.data_id, len(objects), len(sources), len(diffs)
     )
     metrics = {"n_transients": len(objects), "n_sources": len(sources), "n_diffs": len(diffs), "n_fluxes": len(curves)}
-    return Output({"transients.parquet": objects, "lightcurves.parquet": curves}, metrics)
+    picture = plot_transients(objects, sources, thumbnail=True)
+    return Output({"transients.parquet": objects, "lightcurves.parquet": curves, "preview.png": picture}, metrics)
 
 
 def select_owned(table: pd.DataFrame, inner: list[int]) -> np.ndarray:

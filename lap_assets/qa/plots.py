@@ -1,8 +1,8 @@
-"""Plots with axes, as PNG bytes: mass maps, shear whiskers, shear profiles, the focal plane.
+"""Plots with axes, as PNG bytes: the focal plane, zero points, transients, shear whiskers, mass maps, shear profiles.
 
 Numbers in, bytes out, drawn by matplotlib's Agg without any window or global state; the bytes carry no clock and no
-software name. Pictures of images are `pictures.py`'s. With `thumbnail=True` a plot is drawn small, without labels, in
-at most 10 kB, for manifests.
+software name. Pictures of images are `pictures.py`'s. With `thumbnail=True` a plot is drawn small, without labels at
+its axes, in at most 10 kB, for manifests.
 """
 
 from collections.abc import Mapping, Sequence
@@ -96,9 +96,11 @@ def plot_focal_plane(
     figure, axes = _new_figure(thumbnail)
     known = [v for v in values.values() if np.isfinite(v)]
     low, high = (min(known), max(known)) if known else (0.0, 1.0)
+    first_ra = next((corners[0][0] for _, corners in sorted(footprints.items())), 0.0)
     colours = colormaps["viridis"]
     for chip, corners in sorted(footprints.items()):
         ra, dec = np.array(corners).T
+        ra = _unwrap_ra(ra, first_ra)
         value = values.get(chip, np.nan)
         face = colours((value - low) / (high - low or 1.0)) if np.isfinite(value) else "0.85"
         axes.fill(
@@ -110,8 +112,78 @@ def plot_focal_plane(
     if footprints:
         middle = np.mean([d for corners in footprints.values() for _, d in corners])
         axes.set_aspect(1.0 / max(np.cos(np.radians(middle)), 0.05))
-    _label(axes, "RA [deg]", "Dec [deg]", f"{label}: {low:.3g} to {high:.3g}", thumbnail)
+    spread = f"{low:.3g} to {high:.3g}" if known else "unknown"
+    _label(axes, "RA [deg]", "Dec [deg]", f"{label}: {spread}", thumbnail, keep_title=True)
     return _save_figure(figure, thumbnail)
+
+
+def plot_zero_points(table: pd.DataFrame, title: str = "relative zero points", thumbnail: bool = False) -> bytes:
+    """Relative zero points with their errors, in the order of the exposures.
+
+    Parameters
+    ----------
+    table : DataFrame
+        exposure, dzp_mag, dzp_err_mag, n_stars; an exposure with n_stars 0 has no correction: a red cross at 0.
+    """
+    figure, axes = _new_figure(thumbnail)
+    table = table.sort_values("exposure", ignore_index=True)
+    place, tied = np.arange(len(table)), table["n_stars"].to_numpy() > 0
+    dzp, error = (1000.0 * table[name].to_numpy(float) for name in ("dzp_mag", "dzp_err_mag"))
+    axes.axhline(0.0, color="0.6", lw=0.8)
+    axes.errorbar(place[tied], dzp[tied], error[tied], fmt="o", ms=3 if thumbnail else 5, lw=1, capsize=2, color="C0")
+    axes.plot(place[~tied], np.zeros(np.sum(~tied)), "x", color="red", ms=4 if thumbnail else 7)
+    # at least ±5 mmag: smaller corrections are noise and shall look so
+    limit = max(5.0, 1.15 * float(np.max(np.abs(dzp[tied]) + error[tied], initial=0.0)))
+    axes.set(xlim=(-0.6, max(len(table), 1) - 0.4), ylim=(-limit, limit))
+    shown = place[:: max(1, -(-len(table) // 12))]
+    if thumbnail:
+        # only what tells the exposures apart fits
+        axes.set_xticks(shown, [name[-4:] for name in table["exposure"].iloc[shown]], rotation=90)
+    else:
+        axes.set_xticks(shown, table["exposure"].iloc[shown], rotation=90, fontsize=7)
+    _label(axes, "", "zero point correction [mmag]", f"{title} [mmag]" if thumbnail else title, thumbnail, True)
+    return _save_figure(figure, thumbnail)
+
+
+def plot_transients(
+    transients: pd.DataFrame, sources: pd.DataFrame, title: str = "transients", thumbnail: bool = False
+) -> bytes:
+    """Transients on the sky, the larger the higher their S/N, coloured by date, on all sources; east to the left.
+
+    Parameters
+    ----------
+    transients : DataFrame
+        ra, dec [deg], snr_max, first_mjd [d].
+    sources : DataFrame
+        ra, dec [deg] of the sources they were made from: grey points, which show the field and where artefacts gather.
+    """
+    figure, axes = _new_figure(thumbnail)
+    dec, snr, first = (transients[name].to_numpy(float) for name in ("dec", "snr_max", "first_mjd"))
+    first_ra = next(iter([*sources["ra"], *transients["ra"]]), 0.0)
+    ra, grey_ra = (_unwrap_ra(table["ra"].to_numpy(float), first_ra) for table in (transients, sources))
+    dots = 3 if thumbnail else 10
+    axes.scatter(grey_ra, sources["dec"].to_numpy(float), s=dots, color="0.6", linewidths=0)
+    size = dots * (3.0 + 8.0 * np.log10(np.clip(snr / 5.0, 1.0, 1000.0)))
+    day = np.floor(first.min()) if len(first) else 0.0
+    dates = {"vmin": day, "vmax": np.max(first, initial=day + 1.0)}
+    shown = axes.scatter(ra, dec, s=size, c=first, **dates, alpha=0.8, edgecolors="black", linewidths=0.5)
+    if len(sources) + len(transients):
+        middle = np.mean([*sources["dec"], *dec])
+        axes.set_aspect(1.0 / max(np.cos(np.radians(middle)), 0.05), adjustable="datalim")
+        axes.ticklabel_format(useOffset=False)
+    else:
+        axes.set(xticks=[], yticks=[])
+    axes.invert_xaxis()
+    spread = f", S/N {snr.min():.0f} to {snr.max():.0f}" if len(snr) else ""
+    _label(axes, "RA [deg]", "Dec [deg]", f"{title}: {len(snr)}{spread}", thumbnail, keep_title=True)
+    if not thumbnail and len(snr):
+        figure.colorbar(shown, ax=axes, label="first seen [MJD]", format="%.1f")
+    return _save_figure(figure, thumbnail)
+
+
+def _unwrap_ra(ra: np.ndarray, near: float) -> np.ndarray:
+    """Right ascensions within 180 degrees of `near`, so that a field at RA 0 stays together."""
+    return near + (ra - near + 180.0) % 360.0 - 180.0
 
 
 def _new_figure(thumbnail: bool) -> tuple[Figure, Axes]:
@@ -121,9 +193,11 @@ def _new_figure(thumbnail: bool) -> tuple[Figure, Axes]:
     return figure, figure.add_subplot()
 
 
-def _label(axes: Axes, x: str, y: str, title: str, thumbnail: bool) -> None:
+def _label(axes: Axes, x: str, y: str, title: str, thumbnail: bool, keep_title: bool = False) -> None:
     if thumbnail:
         axes.tick_params(labelsize=5, length=2)
+        if keep_title:
+            axes.set_title(title, fontsize=6)
         return
     axes.set(xlabel=x, ylabel=y, title=title)
 

@@ -100,7 +100,7 @@ def test_materializations_carry_numbers_and_a_thumbnail(survey):
     run_missing(survey, keys, select_targets(keys, to="warps"))
     with open_instance(survey.root) as instance:
         records = Records(survey.root, instance)
-        for product in ("chips", "solutions", "warps"):
+        for product in ("chips", "solutions", "joint_solutions", "warps"):
             assert records.partitions(product) == set(keys.partitions(product))
             for partition in keys.partitions(product):
                 found = records.metadata(product, partition)
@@ -108,8 +108,7 @@ def test_materializations_carry_numbers_and_a_thumbnail(survey):
                 assert (found["state"], found["units"], found["units_done"]) == ("done", len(units), len(units))
                 assert found["bytes"] == sum(survey.repo.manifest(unit).bytes for unit in units) > 0
                 assert found["seconds"] > 0 and found["units_skipped"] == 0 and "not_done" not in found
-                if product != "solutions":  # an image product
-                    assert_thumbnail(found["preview"])
+                assert_thumbnail(found["preview"])
         first = keys.partitions("solutions")[0]
         solution, (unit,) = records.metadata("solutions", first), survey.repo.units("main", "solutions", first)
         for name in ("fwhm_arcsec", "zero_point_mag", "astrometry_rms_ra_mas", "limit_mag_5sigma"):

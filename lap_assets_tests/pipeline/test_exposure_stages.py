@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from io import BytesIO
 
 import numpy as np
 import pandas as pd
@@ -9,6 +10,7 @@ import pytest
 import yaml
 from astropy.io import fits
 from astropy.wcs import WCS
+from PIL import Image
 
 from lap_assets.errors import NoWork, UnprocessableData
 from lap_assets.model import camera as camera_model
@@ -241,6 +243,35 @@ def test_joint_solution_of_exposures_with_their_own_zero_points_is_nearly_zero(t
     assert table.n_stars.min() > 30
     assert table.dzp_mag.abs().max() < 0.004
     assert output.metrics["repeatability_mmag"] < 20.0
+    assert_thumbnail(output.members["preview.png"])
+
+
+def assert_thumbnail(data):
+    assert data.startswith(b"\x89PNG") and len(data) <= 10_000
+
+
+def test_solutions_show_the_focal_plane_and_red_where_a_chip_failed(toy, monkeypatch):
+    """A chip too few of whose stars match is outlined at the place its own header gives."""
+    (task,) = solutions.plan(toy.survey, toy.repo, toy.settings, "main", "toy-0")
+    good = toy.solutions["toy-0"].members["preview.png"]
+    solve = solutions.solve_exposure
+
+    def fail_second(*args, **options):
+        solved = solve(*args, **options)
+        return solved | {"c1": replace(solved["c1"], order=0)}
+
+    monkeypatch.setattr(solutions, "solve_exposure", fail_second)
+    output = solutions.make(task, toy.repo)
+    failed = output.members["preview.png"]
+    assert output.metrics["chips_failed"] == 1
+    assert_thumbnail(good)
+    assert_thumbnail(failed)
+    assert count_red(good) == 0 and count_red(failed) > 50
+
+
+def count_red(data):
+    picture = np.asarray(Image.open(BytesIO(data)).convert("RGB")).astype(int)
+    return np.sum((picture[..., 0] > 200) & (picture[..., 1] < 60) & (picture[..., 2] < 60))
 
 
 def test_remaking_gives_the_same_bytes(toy):

@@ -2,22 +2,29 @@
 differences.
 """
 
+from io import BytesIO
+
 import numpy as np
 import pandas as pd
 import pytest
 from astropy.io import fits
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from lap_assets.errors import NoWork
+from lap_assets.model.ids import DataId
 from lap_assets.model.image import Mask, MaskedImage
+from lap_assets.pipeline import streak_masks, transients
 from lap_assets.pipeline.diffs import read_psf
 from lap_assets.pipeline.final_stacks import mask_streaks
 from lap_assets.pipeline.stacks import combine_warps, describe_stack
+from lap_assets.pipeline.task import Task
 from lap_assets.pipeline.transients import select_owned
 from lap_assets.pipeline.warps import grow_polygon
 from lap_assets.science.streaks import STREAK_COLUMNS
-from lap_assets.settings import StackSettings
+from lap_assets.settings import Settings, StackSettings
+from lap_assets.store.repo import Repo
 
 
 def separation_arcsec(a, b):
@@ -115,3 +122,67 @@ def test_psf_cards_are_read_back():
     header = fits.Header({"PSFFWHM": 2.5, "PSFBETA": 3.1, "PSFRESP": 0.99, "PSFCOV": 1.4})
     psf, gain = read_psf(header)
     assert (psf.fwhm_px, psf.beta, psf.response, gain) == (2.5, 3.1, 0.99, 1.4)
+
+
+# ---- from published differences
+
+
+def publish_diff(repo, exposure, sources, trail=False):
+    """A difference of 120 px about RA 0 with PSF cards; a trail of 10 sigma per pixel crosses it if asked for."""
+    image = make_warp(exposure, 10.0, 1.0, int(exposure[-1]))
+    image.header["CRVAL1"], image.header["CRVAL2"] = 0.0, 10.0
+    image.header["CRPIX1"] = image.header["CRPIX2"] = 60.5
+    image.header["PSFFWHM"], image.header["PSFBETA"], image.header["PSFRESP"], image.header["PSFCOV"] = 2.5, 3.0, 1, 1
+    if trail:
+        image.sci[58:63] += 100.0
+    table = pd.DataFrame(sources, columns=["x", "y", "flux", "flux_err", "snr"]).astype(float).assign(flags=0)
+    table["ra"], table["dec"] = image.wcs.all_pix2world(table["x"], table["y"], 0)
+    data_id = DataId("main", "diffs", f"{exposure}|t.0", "00")
+    manifest = repo.publish(
+        data_id, {"image.fits": image, "sources.parquet": table}, inputs=(), recipe="x", config_sha256="x", code=1,
+        metrics={},
+    )  # fmt: skip
+    return manifest.pin
+
+
+def open_thumbnail(data):
+    """The picture as greys."""
+    assert data.startswith(b"\x89PNG") and len(data) <= 10_000
+    return np.asarray(Image.open(BytesIO(data)).convert("L"))
+
+
+def test_the_picture_of_a_streak_mask_shows_the_trail_and_is_plain_without(tmp_path):
+    """The rows of the trail, which is masked with its margin of 2 px, are bright; without it all is one dark grey."""
+    repo, shown = Repo(tmp_path), {}
+    for exposure, trail in (("sim-1", False), ("sim-2", True)):
+        pin = publish_diff(repo, exposure, [], trail)
+        task = Task(DataId("main", "streak_masks", f"{exposure}|t.0", "00"), (pin,), Settings())
+        output = streak_masks.make(task, repo)
+        assert output.metrics == {"n_streaks": int(trail)}
+        assert streak_masks.make(task, repo).members["preview.png"] == output.members["preview.png"]
+        shown[trail] = open_thumbnail(output.members["preview.png"])
+    assert shown[False].shape == shown[True].shape == (120, 120)
+    assert np.ptp(shown[False]) == 0 and 0 < shown[False].max() < 100
+    # row 0 of the image is the bottom row of the picture
+    assert (shown[True][57:62] > 2 * shown[False].max()).all()
+    assert (shown[True][:50] == shown[False][:50]).all() and (shown[True][70:] == shown[False][70:]).all()
+
+
+def make_transients(repo, pins):
+    facts = {f"sim-{k}": ["r", "2024-01-01", 60310.0 + 0.01 * k] for k in (1, 2)}
+    params = {"exposures": facts, "inner": {"00": [0, 120, 0, 120]}, "shape": {"00": [120, 120]}}
+    return transients.make(Task(DataId("main", "transients", "t.0"), pins, Settings(), params), repo)
+
+
+def test_transients_come_with_a_picture_of_the_cell_also_when_there_are_none(tmp_path):
+    """One object seen twice and one lone detection, on both sides of RA 0; then differences without any source."""
+    repo = Repo(tmp_path)
+    both, once = (30.0, 40.0, 3000.0, 100.0, 30.0), (90.0, 80.0, 700.0, 100.0, 7.0)
+    pins = (publish_diff(repo, "sim-1", [both, once]), publish_diff(repo, "sim-2", [both]))
+    output = make_transients(repo, pins)
+    assert (output.metrics["n_transients"], output.metrics["n_sources"]) == (1, 3)
+    picture = open_thumbnail(output.members["preview.png"])
+    assert make_transients(repo, pins).members["preview.png"] == output.members["preview.png"]
+    empty = make_transients(Repo(tmp_path / "empty"), (publish_diff(Repo(tmp_path / "empty"), "sim-1", []),))
+    assert empty.metrics["n_transients"] == 0
+    assert (open_thumbnail(empty.members["preview.png"]) < 128).sum() < (picture < 128).sum()

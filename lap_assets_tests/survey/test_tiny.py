@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 
 from lap_assets.model.ids import DataId
+from lap_assets.model.products import PRODUCTS
 from lap_assets.operations.workspace import Workspace
 from lap_assets.qa.metrics import match_positions
 from lap_assets.store.repo import Repo
@@ -68,6 +69,18 @@ def test_second_run_does_nothing(tiny):
     """LV-06: what exists and verifies is not made again."""
     done = lap("--repo", tiny.root, "run")
     assert "none made" in done.stdout and "0 partitions in 0 Dagster runs" in done.stdout
+
+
+def test_every_unit_that_is_done_has_a_thumbnail(tiny):
+    """All products, small enough for Dagster's event log; a unit that refers to another shows the other's."""
+    repo, seen = Repo(tiny.root), set()
+    for name in PRODUCTS:
+        for one in repo.query(name).itertuples():
+            if one.state == "done":
+                picture = repo.read_bytes(DataId.parse(one.data_id), "preview.png")
+                assert picture.startswith(b"\x89PNG") and len(picture) <= 10_000
+                seen.add(name)
+    assert set(PRODUCTS) - seen <= {"mass_fits"}  # a tiny field's peak may be too weak for a fit
 
 
 def test_pipeline_ran_without_the_truth(tiny):
