@@ -96,14 +96,15 @@ def tessellation(
     size: Annotated[float, typer.Option(help="Side of the cell, arcmin.")],
     pixel_scale: Annotated[float, typer.Option(help="arcsec per pixel.")] = 0.25,
     grid: Annotated[int, typer.Option(help="Skycells along each side.")] = 1,
-    overlap: Annotated[int, typer.Option(help="Overlap of neighbouring skycells, pixels.")] = 40,
+    overlap: Annotated[int, typer.Option(help="Margin of a skycell beyond what it owns, pixels.")] = 40,
 ) -> None:
     """Define a local tessellation: one projection cell centred anywhere, cut into a grid of skycells."""
     from math import ceil
 
     if not (size > 0 and pixel_scale > 0 and grid > 0 and overlap >= 0):
         raise BadInput("size, pixel scale and grid must be positive, overlap not negative")
-    side = ceil(size * 60.0 / pixel_scale / grid) + (overlap if grid > 1 else 0)
+    margin = overlap if grid > 1 else 0
+    side = ceil(round(size * 60.0 / pixel_scale / grid, 6)) + 2 * margin
     definition = {
         "kind": "local",
         "name": name,
@@ -112,7 +113,7 @@ def tessellation(
         "pixel_scale_arcsec": pixel_scale,
         "skycell_px": side,
         "grid": [grid, grid],
-        "overlap_px": overlap if grid > 1 else 0,
+        "overlap_px": margin,
     }
     open_workspace(context).ledger.add_tessellation(definition)
     print(f"defined tessellation {name}: {grid}x{grid} skycells of {side} pixels at {pixel_scale} arcsec")

@@ -44,12 +44,12 @@ def process(folder: Path, sim: Path, *options: object, **environment: str) -> Pa
     tess = note["tessellation"]
     root = folder / "repo"
     at = ("--repo", root)
-    size = tess["skycell_px"] * tess["grid"][0] - tess["overlap_px"] * (tess["grid"][0] - 1)
+    size = (tess["skycell_px"] - 2 * tess["overlap_px"]) * tess["grid"][0]
     lap("init", root, **environment)
     lap(
         *at, "tessellation", tess["name"], "--ra", tess["ra_deg"], "--dec", tess["dec_deg"],
         "--size", size * tess["pixel_scale_arcsec"] / 60, "--pixel-scale", tess["pixel_scale_arcsec"],
-        "--grid", tess["grid"][0], **environment,
+        "--grid", tess["grid"][0], "--overlap", tess["overlap_px"], **environment,
     )  # fmt: skip
     lap(*at, "ingest", sim / "calibration", "--camera", note["camera"], "--kind", "calibration", **environment)
     lap(*at, "ingest", sim / "raw", "--camera", note["camera"], **environment)
