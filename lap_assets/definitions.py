@@ -19,17 +19,22 @@ from lap_assets.settings import REPOSITORY_VARIABLE, find_repository
 COLLECTION_PARTS = (exposures, warps, stacks, diffs, catalogs, lensing)
 
 
-def build_defs(root: Path | None = None, lap: LapResource | None = None) -> dg.Definitions:
-    """Definitions of the repository at `root` (default: found from the environment or the current folder)."""
+def build_defs(
+    root: Path | None = None, collections: tuple[str, ...] | None = None, lap: LapResource | None = None
+) -> dg.Definitions:
+    """Definitions of the repository at `root` (default: found from the environment or the current folder).
+
+    `collections` are those to show instead of the open ones of the settings.
+    """
     assets: list[dg.AssetsDefinition] = []
-    for number, (survey, hashes) in enumerate(load_surveys(root)):
+    for number, (survey, hashes) in enumerate(load_surveys(root, collections)):
         stages = Stages(survey, hashes)
         parts = (calibrations, *COLLECTION_PARTS) if number == 0 else COLLECTION_PARTS
         assets += [asset for part in parts for asset in part.build(stages)]
     return dg.Definitions(assets=assets, resources={"lap": lap or LapResource(root)}, executor=dg.in_process_executor)
 
 
-def load_surveys(root: Path | None) -> list[tuple[Survey, dict[str, str]]]:
+def load_surveys(root: Path | None, collections: tuple[str, ...] | None = None) -> list[tuple[Survey, dict[str, str]]]:
     """The survey of each open collection with the hashes of its settings; one empty survey without a repository."""
     try:
         find_repository(root)
@@ -38,7 +43,7 @@ def load_surveys(root: Path | None) -> list[tuple[Survey, dict[str, str]]]:
             raise
         return [(Survey("main"), {})]
     space = Workspace.open(root)
-    return [(space.survey(name), space.configs()) for name in space.settings.collections]
+    return [(space.survey(name), space.configs()) for name in collections or space.settings.collections]
 
 
 @dg.definitions

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from lap_assets.errors import BadInput
 
@@ -29,7 +29,7 @@ class ComputeSettings(Section):
     """How work is spread (never part of a recipe: bytes do not depend on it)."""
 
     executor: Literal["processes", "serial"] = "processes"
-    workers: int = 0  # 0: as many as there are cores
+    workers: int = Field(0, ge=0)  # 0: as many as there are cores
 
 
 class CalibrationSettings(Section):
@@ -173,7 +173,7 @@ class ShearCatalogSettings(Section):
 class MassMapSettings(Section):
     """Aperture-mass maps."""
 
-    filter: str = "schirmer"
+    filter: Literal["schirmer", "gaussian", "polynomial"] = "schirmer"
     radii_arcmin: tuple[float, ...] = (3.0, 4.0, 6.0, 8.0)
     map_radius_arcmin: float = 8.0  # the one shown, and whose highest peak is fitted
     step_arcmin: float = 0.1

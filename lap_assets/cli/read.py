@@ -74,7 +74,7 @@ def get(
 
 def show(
     context: typer.Context,
-    what: Annotated[str, typer.Argument(help="A product, or: settings, cameras, products, graph.")],
+    what: Annotated[str, typer.Argument(help="A product, or: settings, cameras, products.")],
     keys: Annotated[list[str] | None, typer.Argument(help=KEYS_HELP)] = None,
     out: Annotated[Path | None, typer.Option("-o", help="Write the picture here.")] = None,
 ) -> None:

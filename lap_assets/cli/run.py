@@ -21,7 +21,7 @@ def run(
     context: typer.Context,
     select: Annotated[list[str] | None, typer.Option(help=SELECT_HELP)] = None,
     to: Annotated[str | None, typer.Option(help="Last product to make.")] = None,
-    jobs: Annotated[int, typer.Option("-j", help="Worker processes; 0: as configured, or one per core.")] = 0,
+    jobs: Annotated[int, typer.Option("-j", min=0, help="Worker processes; 0: as configured, or one per core.")] = 0,
     tessellation: Annotated[str | None, typer.Option(help="Where runs are defined if there are none yet.")] = None,
     config: Annotated[list[str] | None, typer.Option("-c", help="section.key=value for this time.")] = None,
     retry: Annotated[bool, typer.Option("--retry", help="Take up again what was dropped after its attempts.")] = False,
@@ -81,7 +81,7 @@ def show_progress() -> Iterator[tuple]:
 def demo(
     directory: Annotated[Path, typer.Option("--dir", help="Folder of the demo.")] = Path(".demo"),
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the end report here too.")] = None,
-    jobs: Annotated[int, typer.Option("-j", help="Worker processes; 0: one per core.")] = 0,
+    jobs: Annotated[int, typer.Option("-j", min=0, help="Worker processes; 0: one per core.")] = 0,
     seed: Annotated[int, typer.Option(help="Seed of the simulated survey.")] = 1,
     size: Annotated[Size, typer.Option(help="How much survey.")] = Size.demo,
 ) -> None:
@@ -95,7 +95,7 @@ def demo(
     print(demonstration.describe(report))
     if json_file is not None:
         demonstration.write_json(report, json_file)
-    if report["units_failed"]:
+    if report["units_failed"] or report["waiting"]:
         raise typer.Exit(1)
 
 

@@ -126,6 +126,7 @@ def ingest(
     kind: Annotated[Kind, typer.Option(help="What the files are.")] = Kind.raw,
     name: Annotated[str, typer.Option(help="Name of a reference catalogue.")] = "",
     bands: Annotated[str, typer.Option(help="Bands a reference catalogue serves, comma separated; * for all.")] = "*",
+    replace: Annotated[bool, typer.Option("--replace", help="Replace a reference catalogue of that name.")] = False,
     zero_points: Annotated[Path | None, typer.Option(help="Table of given zero points (calibrated exposures).")] = None,
 ) -> None:
     """Register raw or calibrated exposures, calibration frames, or a reference catalogue. Files stay where they are."""
@@ -134,7 +135,7 @@ def ingest(
     space = open_workspace(context)
     with progress_bar(f"ingest {kind.value}") as tell:
         if kind is Kind.refcat:
-            outcome = ingesting.ingest_refcat(space, paths, name, bands.split(","))
+            outcome = ingesting.ingest_refcat(space, paths, name, bands.split(","), replace)
         else:
             if not camera:
                 raise BadInput("--camera is missing: name a shipped camera (simcam, decam) or a YAML file")
@@ -151,7 +152,7 @@ def simulate(
     out: Annotated[Path, typer.Option(help="Folder to write; must be empty or absent.")],
     seed: Annotated[int, typer.Option(help="Seed of everything.")] = 1,
     size: Annotated[Size, typer.Option(help="How much survey.")] = Size.demo,
-    jobs: Annotated[int, typer.Option("-j", help="Processes; 0: one per core.")] = 0,
+    jobs: Annotated[int, typer.Option("-j", min=0, help="Processes; 0: one per core.")] = 0,
 ) -> None:
     """Simulate a survey of a cluster field, with truth tables in a folder apart."""
     from lap_assets.pipeline.compute import configure_process, count_workers, get_executor

@@ -1,6 +1,6 @@
 """The driver of `lap run`: decide, materialize in this process on the persistent instance, decide again.
 
-The same decisions as the sensors'; only the way of launching differs.
+What to do is decided by `lap/` alone; here it is only launched.
 """
 
 import os
@@ -15,7 +15,7 @@ from lap_assets.definitions import build_defs
 from lap_assets.defs.resources import LapResource
 from lap_assets.errors import LapError
 from lap_assets.lap.decide import DROP, Action, Snapshot, decide
-from lap_assets.model.products import CALIBRATION_COLLECTION, CALIBRATIONS, get_product
+from lap_assets.model.products import home_of
 from lap_assets.model.survey import PartitionRef, Survey
 from lap_assets.operations.work import drop_partitions
 from lap_assets.operations.workspace import Workspace
@@ -77,7 +77,9 @@ def run_missing(
         tell(report)
 
     space.ledger.forget_attempts(survey.collection, dropped=retry)
-    definitions = build_defs(space.root, LapResource(space.root, count_and_tell, space, settle=False))
+    definitions = build_defs(
+        space.root, collections=(survey.collection,), lap=LapResource(space.root, count_and_tell, space, settle=False)
+    )
     job = definitions.resolve_implicit_global_asset_job_def()
     before, problem = None, ""
     with open_instance(space.root) as instance:
@@ -121,8 +123,7 @@ def launch(
     job: dg.JobDefinition, instance: dg.DagsterInstance, survey: Survey, product: str, first: str, last: str
 ) -> str:
     """One Dagster run of one asset over a range of partitions, in this process; why it failed, or an empty text."""
-    outside = get_product(product).partitions == CALIBRATIONS
-    key = dg.AssetKey([CALIBRATION_COLLECTION if outside else survey.collection, product])
+    key = dg.AssetKey([home_of(survey.collection, product), product])
     result = job.execute_in_process(
         asset_selection=[key],
         instance=instance,

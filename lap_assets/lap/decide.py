@@ -78,7 +78,7 @@ def decide(snapshot: Snapshot) -> Decision:
             if missing:
                 waiting[ref] = describe_wait(missing)
                 continue
-            action = judge(snapshot, ref, upstream)
+            action = judge(snapshot, ref)
             if action is None:
                 settled.add(ref)
             else:
@@ -86,7 +86,7 @@ def decide(snapshot: Snapshot) -> Decision:
     return Decision(tuple(actions), waiting, frozenset(settled))
 
 
-def judge(snapshot: Snapshot, ref: PartitionRef, upstream: Iterable[PartitionRef]) -> Action | None:
+def judge(snapshot: Snapshot, ref: PartitionRef) -> Action | None:
     """What a partition needs whose inputs have all ended; None where nothing."""
     product, partition = ref
     now = snapshot.states.get(ref)
@@ -98,14 +98,15 @@ def judge(snapshot: Snapshot, ref: PartitionRef, upstream: Iterable[PartitionRef
         return Action(product, partition, MAKE, f"{now.state}: {now.reason}" if now.reason else now.state)
     if now.config_sha256 != snapshot.configs[product]:
         return Action(product, partition, MAKE, "settings or code changed")
-    if product not in FROZEN and now.inputs_sha256 != hash_inputs(snapshot.states, upstream):
+    if product not in FROZEN and now.inputs_sha256 != hash_inputs(snapshot.survey, snapshot.states, ref):
         return Action(product, partition, MAKE, "inputs changed")
     return None
 
 
-def hash_inputs(states: Mapping[PartitionRef, PartitionState], upstream: Iterable[PartitionRef]) -> str:
-    """Hash over what a partition is made from: names and contents of the upstream partitions, in their order."""
-    contents = [[*ref, states[ref].content_sha256 if ref in states else ""] for ref in upstream]
+def hash_inputs(survey: Survey, states: Mapping[PartitionRef, PartitionState], ref: PartitionRef) -> str:
+    """Hash over what a partition is made from: the upstream partitions by content, and what lies outside the store."""
+    contents = [[*up, states[up].content_sha256 if up in states else ""] for up in survey.upstream(*ref)]
+    contents += survey.outside_facts(*ref)
     return hashlib.sha256(json.dumps(contents, separators=(",", ":")).encode()).hexdigest()
 
 

@@ -14,7 +14,7 @@ from sqlalchemy.engine import Connection
 from lap_assets.ledger.records import UnitRow
 from lap_assets.ledger.tables import partition, unit
 from lap_assets.model.ids import DataId
-from lap_assets.model.products import CALIBRATION_COLLECTION, CALIBRATIONS, get_product
+from lap_assets.model.products import CALIBRATION_COLLECTION, home_of
 from lap_assets.model.states import CORRUPT, DROPPED, FAILED, PartitionState
 from lap_assets.model.survey import PartitionRef
 
@@ -29,11 +29,6 @@ class Report(Protocol):
     reason: str
     seconds: float
     bytes: int
-
-
-def home_of(collection: str, product: str) -> str:
-    """The collection a product is indexed under: masters lie outside all collections, whoever made them."""
-    return CALIBRATION_COLLECTION if get_product(product).partitions == CALIBRATIONS else collection
 
 
 def write_partition(
@@ -136,8 +131,10 @@ def forget_attempts(connection: Connection, collection: str, dropped: bool = Fal
     homes = partition.c.collection.in_([collection, CALIBRATION_COLLECTION])
     connection.execute(sa.update(partition).where(homes, partition.c.attempts > 0).values(attempts=0))
     if dropped:
-        given_up = sa.select(unit.c.product, unit.c.partition).where(unit.c.state == DROPPED)
-        these = sa.tuple_(partition.c.product, partition.c.partition).in_(given_up)
+        home = unit.c.collection.in_([collection, CALIBRATION_COLLECTION])
+        given_up = sa.select(unit.c.product, unit.c.partition).where(home, unit.c.state == DROPPED)
+        named = sa.tuple_(partition.c.product, partition.c.partition).in_(given_up)
+        these = sa.or_(partition.c.state == DROPPED, named)
         connection.execute(sa.update(partition).where(homes, these).values(state=FAILED, attempts=0))
 
 

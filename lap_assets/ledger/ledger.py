@@ -19,6 +19,7 @@ from lap_assets.ledger.records import Added, ManifestRow, MemberRow, Region, Run
 from lap_assets.ledger.survey import build_survey
 from lap_assets.ledger.tables import REVISION, lease, metadata
 from lap_assets.model.ids import DataId
+from lap_assets.model.products import home_of
 from lap_assets.model.states import PartitionState
 from lap_assets.model.survey import CalibrationSet, Exposure, PartitionRef, Survey
 from lap_assets.model.tessellation import Tessellation
@@ -257,7 +258,7 @@ class Ledger:
             self._journal(
                 {
                     "kind": "partition",
-                    "collection": index.home_of(collection, product),
+                    "collection": home_of(collection, product),
                     "product": product,
                     "partition": partition,
                     "state": asdict(record),

@@ -26,7 +26,7 @@ def find_sequence(connection: Connection, name: str) -> int:
         sa.select(lap_sequence.c.seq_id).where(lap_sequence.c.name == name)
     ).scalar_one_or_none()
     if number is None:
-        raise NotFound(f"no sequence {name!r} in the ledger: define it first (lap ls sequences shows what there is)")
+        raise NotFound(f"no sequence {name!r} in the ledger: define it first (a run defines its own)")
     return number
 
 

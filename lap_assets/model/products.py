@@ -228,6 +228,11 @@ PRODUCTS: dict[str, Product] = {
 }
 
 
+def home_of(collection: str, product: str) -> str:
+    """The collection a product lives in: masters lie outside all collections."""
+    return CALIBRATION_COLLECTION if get_product(product).partitions == CALIBRATIONS else collection
+
+
 def get_product(name: str) -> Product:
     """The product called `name`; raises `BadInput` that lists the names there are."""
     if name not in PRODUCTS:

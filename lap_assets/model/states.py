@@ -26,7 +26,7 @@ class PartitionState:
     ----------
     state : str
     inputs_sha256 : str
-        Hash over the contents of the upstream partitions when it was made (`hash_contents`).
+        Hash over the contents of the upstream partitions when it was made (`lap/decide.py`, `hash_inputs`).
     content_sha256 : str
         Hash over the states and contents of its units.
     config_sha256 : str

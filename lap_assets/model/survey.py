@@ -105,6 +105,8 @@ class Survey:
     associations : mapping of exposure id to tuple of (product, calibration key)
         The masters each raw exposure is calibrated with.
     reference_catalogs : mapping of band (or "*") to name
+    outside : mapping
+        Content hashes of what lies outside the store's products: `camera/NAME`, `refcat/NAME`.
     """
 
     collection: str
@@ -114,6 +116,7 @@ class Survey:
     calibrations: Mapping[str, CalibrationSet] = field(default_factory=dict)
     associations: Mapping[str, tuple[PartitionRef, ...]] = field(default_factory=dict)
     reference_catalogs: Mapping[str, str] = field(default_factory=dict)
+    outside: Mapping[str, str] = field(default_factory=dict)
 
     @cached_property
     def run_of(self) -> Mapping[tuple[str, str], Run]:
@@ -157,6 +160,21 @@ class Survey:
     def _calibration_keys(self, product: str) -> tuple[str, ...]:
         kind = {"master_biases": "bias", "master_flats": "flat"}[product]
         return tuple(key for key, one in sorted(self.calibrations.items()) if one.kind == kind)
+
+    def outside_facts(self, product: str, partition: str) -> list:
+        """What a partition depends on that is no product: its files, camera and reference catalogue, by content."""
+        if product in ("master_biases", "master_flats"):
+            one = self.calibrations[partition]
+            return [self.outside.get(f"camera/{one.camera}", ""), [[f.chip, f.sha256] for f in one.frames]]
+        if product not in ("chips", "solutions"):
+            return []
+        exposure = self.exposures[partition]
+        facts: list = [self.outside.get(f"camera/{exposure.camera}", "")]
+        if product == "chips":
+            return [*facts, [[file.chip, file.sha256] for file in exposure.chips]]
+        name = self.reference_catalogs.get(exposure.band, self.reference_catalogs.get("*", ""))
+        given = [[file.chip, file.zero_point_mag] for file in exposure.chips]
+        return [*facts, name, self.outside.get(f"refcat/{name}", ""), given]
 
     def upstream(self, product: str, partition: str) -> tuple[PartitionRef, ...]:
         """What a partition is made from, as (product, partition key), in a fixed order."""

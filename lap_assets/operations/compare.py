@@ -4,6 +4,7 @@ Same inputs, settings and environment must give identical content whatever the w
 (library versions, CPU dispatch) differences are measured and held against stated tolerances.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,12 +12,12 @@ import numpy as np
 import pandas as pd
 
 from lap_assets.model.ids import DataId
-from lap_assets.model.products import get_product
 from lap_assets.store.repo import Repo
 
 # how far products of the same recipe may lie apart in two environments
 IMAGE_TOLERANCE_SIGMA = 0.01  # of the pixel's own noise, 99.9th percentile
-TABLE_TOLERANCE_RELATIVE = 1e-3  # median over rows, worst column
+TABLE_TOLERANCE_RELATIVE = 1e-3  # median over rows, worst column; every number of a document
+MASK_TOLERANCE = 1e-4  # share of pixels
 
 
 @dataclass
@@ -66,47 +67,111 @@ def compare_repositories(here: Repo, there: Repo) -> Comparison:
 
 
 def measure_difference(here: Repo, there: Repo, data_id: DataId) -> tuple[str, float, bool]:
-    """The largest difference between two versions of a unit: what it is, how large, and whether within tolerance."""
-    worst: tuple[str, float, bool] = ("", 0.0, True)
-    for member in get_product(data_id.product).members:
-        if member.planes:
-            found = measure_planes(here.read_planes(data_id, member.name), there.read_planes(data_id, member.name))
-            limit = IMAGE_TOLERANCE_SIGMA
-        elif member.name.endswith(".parquet"):
-            found = measure_tables(here.read_table(data_id, member.name), there.read_table(data_id, member.name))
-            limit = TABLE_TOLERANCE_RELATIVE
-        else:
+    """The difference of two versions of a unit that is largest against its limit.
+
+    Returns
+    -------
+    what, value, fine
+        Member and quantity, its difference, and whether every member is within its limit.
+    """
+    found: list[tuple[float, str, float]] = []
+    for name in sorted(set(here.manifest(data_id).members) | set(there.manifest(data_id).members)):
+        if name.endswith(".png"):
             continue
-        if found[1] >= worst[1]:
-            worst = (f"{member.name} {found[0]}", found[1], found[1] <= limit)
-    return worst
+        for what, value, limit in measure_member(here, there, data_id, name):
+            found.append((value / limit, f"{name} {what}", value))
+    if not found:
+        return "", 0.0, True
+    ratio, what, value = max(found)
+    return what, value, ratio <= 1.0
 
 
-def measure_planes(mine: dict[str, Any], theirs: dict[str, Any]) -> tuple[str, float]:
-    """99.9th percentile of the science difference over the pixel's noise."""
-    name = "SCI" if "SCI" in mine else next(iter(mine))
-    a, b = mine[name][0].astype(float), theirs[name][0].astype(float)
-    if a.shape != b.shape:
-        return f"{name} shape", np.inf
-    variance = mine["VAR"][0] if "VAR" in mine else np.ones_like(a)
-    good = variance > 0
-    if not good.any():
-        return name, 0.0
-    return f"{name} (sigma)", float(np.percentile(np.abs(a - b)[good] / np.sqrt(variance[good]), 99.9))
+def measure_member(here: Repo, there: Repo, data_id: DataId, name: str) -> list[tuple[str, float, float]]:
+    """(quantity, difference, limit) of one member; infinite where one of them lacks it or shapes differ."""
+    if name not in here.manifest(data_id).members or name not in there.manifest(data_id).members:
+        return [("is in one of them only", np.inf, 1.0)]
+    if name.endswith(".fits"):
+        return measure_planes(here.read_planes(data_id, name), there.read_planes(data_id, name))
+    if name.endswith(".parquet"):
+        return [
+            (*measure_tables(here.read_table(data_id, name), there.read_table(data_id, name)), TABLE_TOLERANCE_RELATIVE)
+        ]
+    mine, theirs = (dict(flatten(repo.read_json(data_id, name))) for repo in (here, there))
+    return [(*measure_numbers(mine, theirs), TABLE_TOLERANCE_RELATIVE)]
+
+
+def measure_planes(mine: dict[str, Any], theirs: dict[str, Any]) -> list[tuple[str, float, float]]:
+    """Science in sigma, other floats relative to their median size (99.9th percentile), integers by share changed."""
+    if set(mine) != set(theirs) or any(mine[name][0].shape != theirs[name][0].shape for name in mine):
+        return [("planes or shapes", np.inf, 1.0)]
+    measured = []
+    for name in mine:
+        a, b = mine[name][0], theirs[name][0]
+        if a.dtype.kind in "iu":
+            measured.append((f"{name} (share of pixels)", float(np.mean(a != b)), MASK_TOLERANCE))
+        elif name == "SCI" and "VAR" in mine:
+            good = mine["VAR"][0] > 0
+            sigma = np.abs(a.astype(float) - b)[good] / np.sqrt(mine["VAR"][0][good])
+            measured.append(("SCI (sigma)", percentile(sigma), IMAGE_TOLERANCE_SIGMA))
+        else:
+            size = float(np.median(np.abs(a[a != 0]))) if np.any(a != 0) else 1.0
+            measured.append(
+                (f"{name} (relative)", percentile(np.abs(a.astype(float) - b) / size), IMAGE_TOLERANCE_SIGMA)
+            )
+    return measured
+
+
+def percentile(values: np.ndarray) -> float:
+    """99.9th percentile; 0 of nothing, infinite where any value is not finite."""
+    if not values.size:
+        return 0.0
+    return float(np.percentile(values, 99.9)) if np.isfinite(values).all() else float("inf")
 
 
 def measure_tables(mine: pd.DataFrame, theirs: pd.DataFrame) -> tuple[str, float]:
-    """Median relative difference of the worst column; infinite where the rows are not the same number."""
-    if len(mine) != len(theirs):
+    """Median relative difference of the worst column; infinite where rows, texts or gaps are not the same."""
+    if len(mine) != len(theirs) or list(mine.columns) != list(theirs.columns):
         return f"rows {len(mine)} against {len(theirs)}", np.inf
     worst = ("", 0.0)
-    for column in mine.select_dtypes("number").columns.intersection(theirs.columns):
-        a, b = mine[column].to_numpy(float), theirs[column].to_numpy(float)
-        scale = np.maximum(np.abs(a), np.abs(b))
-        both = np.isfinite(a) & np.isfinite(b) & (scale > 0)
-        value = float(np.median(np.abs(a - b)[both] / scale[both])) if both.any() else 0.0
+    for column in mine.columns:
+        if mine[column].dtype.kind not in "iuf":
+            value = float("inf") if not mine[column].equals(theirs[column]) else 0.0
+        else:
+            a, b = mine[column].to_numpy(float), theirs[column].to_numpy(float)
+            scale = np.maximum(np.abs(a), np.abs(b))
+            both = np.isfinite(a) & np.isfinite(b) & (scale > 0)
+            gaps = not np.array_equal(np.isfinite(a), np.isfinite(b))
+            value = np.inf if gaps else float(np.median(np.abs(a - b)[both] / scale[both])) if both.any() else 0.0
         if value >= worst[1]:
             worst = (f"{column} (relative)", value)
+    return worst
+
+
+def flatten(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    """(path, leaf) of a JSON document."""
+    if isinstance(value, dict):
+        for key in sorted(value):
+            yield from flatten(value[key], f"{name}.{key}".lstrip("."))
+    elif isinstance(value, list):
+        for number, one in enumerate(value):
+            yield from flatten(one, f"{name}[{number}]")
+    else:
+        yield name, value
+
+
+def measure_numbers(mine: dict[str, Any], theirs: dict[str, Any]) -> tuple[str, float]:
+    """Largest relative difference of the numbers of two flat documents; infinite where keys or texts differ."""
+    if set(mine) != set(theirs):
+        return "keys", np.inf
+    worst = ("", 0.0)
+    for key, a in mine.items():
+        b = theirs[key]
+        if a == b:
+            continue
+        numbers = all(isinstance(one, (int, float)) and not isinstance(one, bool) for one in (a, b))
+        value = abs(a - b) / max(abs(a), abs(b)) if numbers else float("inf")
+        if value >= worst[1]:
+            worst = (f"{key} (relative)", value)
     return worst
 
 

@@ -20,6 +20,7 @@ from lap_assets.model.survey import Exposure
 from lap_assets.operations.workspace import Workspace
 from lap_assets.pipeline import ingest as inspecting
 from lap_assets.pipeline.ingest import Rejected
+from lap_assets.store.refcat import describe_refcat
 
 SUFFIXES = (".fits", ".fits.fz", ".fits.gz", ".fit", ".fts")
 
@@ -32,19 +33,25 @@ class Outcome:
     rejected: list[Rejected] = field(default_factory=list)
 
 
-def find_files(paths: Sequence[Path], suffixes: tuple[str, ...] = SUFFIXES) -> list[Path]:
-    """Files named, and those with FITS suffixes in folders named, sorted; raises `BadInput` where there is nothing."""
+def find_files(paths: Sequence[Path], suffixes: tuple[str, ...] = SUFFIXES) -> tuple[list[Path], list[Rejected]]:
+    """Files named, and those with known suffixes in folders named, sorted; and paths that do not exist.
+
+    Raises `BadInput` where there is no file at all.
+    """
     found: list[Path] = []
+    absent: list[Rejected] = []
     for path in paths:
         if path.is_dir():
             found += sorted(p for p in path.rglob("*") if p.name.lower().endswith(suffixes) and p.is_file())
         elif path.is_file():
             found.append(path)
         else:
-            raise BadInput(f"{path} does not exist")
+            absent.append(Rejected(str(path), "it does not exist"))
+    if absent and not found:
+        raise BadInput(f"{absent[0].path} does not exist")
     if not found:
         raise BadInput(f"no files ending in {', '.join(suffixes)} in {', '.join(map(str, paths))}")
-    return [path.absolute() for path in found]
+    return [path.absolute() for path in found], absent
 
 
 def ingest_frames(
@@ -66,7 +73,7 @@ def ingest_frames(
         Called with files done and in all.
     """
     camera = keep_camera(space, camera_name)
-    files = find_files(paths)
+    files, absent = find_files(paths)
     outcome = Outcome()
     if kind == "calibration":
         sets, outcome.rejected = inspecting.inspect_calibrations(files, camera, tell)
@@ -80,7 +87,7 @@ def ingest_frames(
         added = space.ledger.add_exposures(exposures)
         outcome.lines.append(f"{added.added} exposures ingested, {added.unchanged} known already")
         outcome.lines.append(estimate(space, camera, exposures))
-    outcome.rejected += [Rejected(path, reason) for path, reason in added.conflicts]
+    outcome.rejected += [Rejected(path, reason) for path, reason in added.conflicts] + absent
     for rejected in outcome.rejected:
         space.repo.append_journal({"kind": "rejected", "path": str(rejected.path), "reason": rejected.reason})
     return outcome
@@ -127,33 +134,53 @@ def measure_area_deg2(footprint: Sequence[tuple[float, float]]) -> float:
     return float(abs(np.dot(x, np.roll(dec, 1)) - np.dot(dec, np.roll(x, 1))) / 2)
 
 
-def ingest_refcat(space: Workspace, paths: Sequence[Path], name: str, bands: Sequence[str]) -> Outcome:
-    """Keep a reference catalogue in the store, sharded by HEALPix, and name it in the ledger for its bands."""
+def ingest_refcat(
+    space: Workspace, paths: Sequence[Path], name: str, bands: Sequence[str], replace: bool = False
+) -> Outcome:
+    """Keep a reference catalogue in the store, sharded by HEALPix, and name it in the ledger for its bands.
+
+    One of the same name with another number of rows is refused unless `replace`.
+    """
     if not name:
         raise BadInput("--name is missing: what to call the reference catalogue, e.g. gaia")
     check_name(name, "reference catalogue")
-    files = find_files(paths, (*SUFFIXES, ".parquet", ".csv"))
+    files, absent = find_files(paths, (*SUFFIXES, ".parquet", ".csv"))
     tables, dropped = zip(*(inspecting.inspect_refcat(path) for path in files), strict=True)
     table = pd.concat(tables, ignore_index=True).drop_duplicates("source_id")
+    if name in space.ledger.survey().reference_catalogs.values() and not replace:
+        known = describe_refcat(space.repo.layout, name)["rows"]
+        if len(table) != known:
+            raise BadInput(
+                f"a reference catalogue {name!r} of {known} rows is there already and these have {len(table)}: "
+                "give all its files at once with --replace, or another --name"
+            )
     content = space.repo.write_refcat(name, table)
     space.ledger.add_reference_catalog(name, [band.strip() for band in bands], content, len(table))
     line = f"reference catalogue {name}: {len(table)} rows kept, {sum(dropped)} without a position left out"
-    return Outcome([line])
+    return Outcome([line], absent)
 
 
 def rebuild_ledger(space: Workspace) -> tuple[int, int]:
     """Make a lost ledger again from the journal and the manifests.
 
-    A ledger that is there is moved aside first (SQLite); returns how many definitions and partitions were restored.
+    An embedded one is made beside the old one, which is kept as `NAME.old-N`, and takes its place only when it is
+    whole; another database must be empty. Returns how many definitions and partitions were restored.
     """
     entries = space.repo.read_journal()
-    if space.ledger_url.startswith("sqlite"):
-        set_aside(space.root / "ledger.db")
-    quiet = Ledger.create(space.ledger_url)  # no journal: what is restored stands there already
+    embedded = None if space.settings.ledger_url else space.root / "ledger.db"
+    fresh = space.root / "ledger.db.new"
+    for suffix in ("", "-wal", "-shm"):
+        fresh.with_name(fresh.name + suffix).unlink(missing_ok=True)
+    # no journal: what is restored stands there already
+    ledger = Ledger.create(f"sqlite:///{fresh}" if embedded else space.ledger_url)
     try:
-        return quiet.rebuild(entries, read_manifests(space))
+        counts = ledger.rebuild(entries, read_manifests(space))
     finally:
-        quiet.close()
+        ledger.close()
+    if embedded:
+        set_aside(embedded)
+        fresh.rename(embedded)
+    return counts
 
 
 def set_aside(path: Path) -> None:

@@ -17,6 +17,7 @@ from lap_assets.model.ids import DataId
 from lap_assets.model.image import MaskedImage
 from lap_assets.model.products import PRODUCTS
 from lap_assets.model.sphere import separation_deg, unit_vectors
+from lap_assets.model.states import RESULTS
 from lap_assets.operations.report import compare_with_truth, describe_comparison, summarize_states
 from lap_assets.operations.workspace import Workspace
 from lap_assets.qa.pictures import colour_picture
@@ -224,11 +225,19 @@ def describe_report(report: dict[str, Any]) -> str:
 def check_store(space: Workspace, full: bool) -> tuple[list[str], int]:
     """Check every unit; broken ones are quarantined and taken off the ledger, versions replaced long ago are removed.
 
+    A unit the ledger knows as done, but that has no manifest any more, is broken too: its bytes are kept.
+
     Returns lines for a terminal and the number of things found broken.
     """
     outcome = fsck(space.repo, full=full)
-    for data_id in outcome.broken:
+    known = {unit.data_id for unit in space.ledger.units() if unit.state in RESULTS}
+    lost = sorted(d for d in known - set(outcome.broken) if space.repo.manifest(d) is None)
+    for data_id in [*outcome.broken, *lost]:
         space.ledger.forget_unit(data_id)
-    removed = sweep(space.repo)
-    lines = [*outcome.lines, f"{len(removed)} versions replaced more than an hour ago removed"]
-    return lines, len(outcome.broken) + len(outcome.damaged)
+    held = {lease.key for lease in space.ledger.leases()}
+    units = space.repo.all_units()
+    busy = {d for d in units if f"{d.collection}/{d.product}/{d.partition}" in held}
+    removed = sweep(space.repo, leased=frozenset(busy.union(lost)))
+    lines = [f"{data_id}: its manifest is gone; `lap run` makes it again" for data_id in lost]
+    lines += [*outcome.lines, f"{len(removed)} versions replaced more than an hour ago removed"]
+    return lines, len(outcome.broken) + len(outcome.damaged) + len(lost)

@@ -12,18 +12,20 @@ import numpy as np
 import pandas as pd
 from astropy.io import fits
 from astropy.wcs import WCS
+from scipy.spatial import cKDTree
 
 from lap_assets.errors import NotFound
 from lap_assets.model.ids import DataId, join_key
 from lap_assets.model.products import PRODUCTS
-from lap_assets.model.states import DONE, RESULTS
+from lap_assets.model.states import DONE, DROPPED, RESULTS
 from lap_assets.model.survey import Survey
 from lap_assets.operations.workspace import Workspace
-from lap_assets.qa.metrics import match_positions, measure_offsets
+from lap_assets.qa.metrics import match_positions, measure_offsets, unit_vectors
 from lap_assets.qa.noise import compute_rms, measure_aperture_noise
 
 MAX_LISTED = 40
 BRIGHT_MAG = (17.0, 19.5)  # stars neither saturated nor limited by photons
+ISOLATION_ARCSEC, ISOLATION_MAG = 4.0, 5.0
 APERTURE_RADIUS_PX = 3.0
 MATCH_ARCSEC = 1.0
 NJY_ZERO_POINT_MAG = 31.4
@@ -35,7 +37,7 @@ def summarize_states(space: Workspace, survey: Survey) -> dict[str, Any]:
     table = space.ledger.units(survey.collection)
     counts = {name: Counter(u.state for u in table if u.data_id.product == name) for name in PRODUCTS}
     failed = {f"{p} {k}": s.reason for (p, k), s in states.items() if s.state not in RESULTS}
-    other = {str(u.data_id): f"{u.state}: {u.reason}" for u in table if u.state != DONE and u.state in RESULTS}
+    other = {str(u.data_id): f"{u.state}: {u.reason}" for u in table if u.state in RESULTS - {DONE, DROPPED}}
     return {
         "products": {name: dict(count) for name, count in counts.items() if count},
         "units_done": sum(u.state == DONE for u in table),
@@ -96,14 +98,16 @@ def read_objects(space: Workspace, survey: Survey, cell: str) -> pd.DataFrame | 
 
 
 def compare_photometry(space: Workspace, survey: Survey, cell: str, truth: Path) -> dict[str, Any]:
-    """RMS and offset of measured minus true magnitude of bright stars, worst band, and their positions' rms."""
+    """RMS and offset of measured minus true magnitude of isolated bright stars, worst band, and their places' rms."""
     objects = read_objects(space, survey, cell)
     if objects is None:
         return {"photometry_rms_mmag": None}
     stars = pd.read_parquet(truth / "stars.parquet")
+    everything = pd.concat([stars, pd.read_parquet(truth / "galaxies.parquet")], ignore_index=True)
     rms, offset, positions = {}, {}, []
     for band in survey.bands_of[cell]:
         bright = stars[stars[f"mag_{band}"].between(*BRIGHT_MAG)]
+        bright = bright[is_isolated(bright, everything, f"mag_{band}")]
         mine, theirs = match_positions(objects["ra"], objects["dec"], bright["ra"], bright["dec"], MATCH_ARCSEC)
         found, true = objects.iloc[mine], bright.iloc[theirs]
         flux = found[f"flux_aper2_{band}"].to_numpy()
@@ -118,6 +122,18 @@ def compare_photometry(space: Workspace, survey: Survey, cell: str, truth: Path)
         "photometry_offset_mmag_per_band": {band: round(value, 2) for band, value in offset.items()},
         "star_position_rms_mas": round(max(spread), 2),
     }
+
+
+def is_isolated(stars: pd.DataFrame, everything: pd.DataFrame, mag: str) -> np.ndarray:
+    """(n,) bool: no true neighbour within `ISOLATION_ARCSEC` of more than a hundredth of the star's light."""
+    fainter = everything[everything[mag] < stars[mag].max() + ISOLATION_MAG]
+    places = unit_vectors(fainter["ra"], fainter["dec"])
+    near = cKDTree(places).query_ball_point(
+        unit_vectors(stars["ra"], stars["dec"]), np.radians(ISOLATION_ARCSEC / 3600)
+    )
+    mags, mine = fainter[mag].to_numpy(), stars[mag].to_numpy()
+    # the star itself is among them
+    return np.array([np.sum(mags[found] < one + ISOLATION_MAG) <= 1 for found, one in zip(near, mine, strict=True)])
 
 
 def compare_depth(space: Workspace, survey: Survey, cell: str, truth: Path) -> dict[str, Any]:

@@ -4,6 +4,7 @@ Whoever makes a partition (a Dagster run, a notebook, a test) goes through `work
 while it is made and one transaction records what became of it.
 """
 
+import logging
 import socket
 import threading
 import uuid
@@ -11,9 +12,10 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from os import getpid
 
-from lap_assets.errors import Conflict
+from lap_assets.errors import Conflict, LapError
 from lap_assets.lap.decide import MAX_ATTEMPTS, hash_inputs
 from lap_assets.ledger.leases import Lease
+from lap_assets.model.products import home_of
 from lap_assets.model.states import BLOCKED, FAILED, RESULTS
 from lap_assets.model.survey import Survey
 from lap_assets.operations.workspace import Workspace
@@ -21,6 +23,7 @@ from lap_assets.pipeline.engine import PartitionReport, Session, drop_partition,
 from lap_assets.pipeline.task import UnitReport
 
 LEASE_SECONDS = 60.0
+log = logging.getLogger(__name__)
 
 
 def work_partitions(
@@ -55,7 +58,7 @@ def work_partitions(
     with hold_leases(space, survey.collection, product, ready) as fences:
         session = Session(survey, space.repo, space.settings, run_id, lambda _, partition: fences[partition], tell)
         for report in make_partitions(session, product, ready):
-            record(space, survey, report, states)
+            record(space, survey, report, states, run_id)
             yield report
 
 
@@ -100,7 +103,7 @@ def drop_partitions(
     return reports
 
 
-def record(space: Workspace, survey: Survey, report: PartitionReport, states: dict) -> None:
+def record(space: Workspace, survey: Survey, report: PartitionReport, states: dict, run_id: str = "") -> None:
     """Write what became of a partition into the ledger, in one transaction."""
     before = states.get((report.product, report.partition))
     space.ledger.record_partition(
@@ -108,30 +111,37 @@ def record(space: Workspace, survey: Survey, report: PartitionReport, states: di
         report.product,
         report.partition,
         report.state,
-        inputs_sha256=hash_inputs(states, survey.upstream(report.product, report.partition)),
+        inputs_sha256=hash_inputs(survey, states, (report.product, report.partition)),
         content_sha256=report.content,
         config_sha256=space.configs()[report.product],
         attempts=(before.attempts if before else 0) + 1 if report.state == FAILED else 0,
         reason=report.reason,
         unit_reports=report.units,
+        run_id=run_id,
     )
 
 
 @contextmanager
 def hold_leases(space: Workspace, collection: str, product: str, partitions: Sequence[str]) -> Iterator[dict[str, int]]:
     """Hold the lease of each partition, kept alive from a thread; yields the fencing numbers by partition."""
+    home = home_of(collection, product)
     owner = f"{socket.gethostname()}:{getpid()}:{uuid.uuid4().hex[:8]}"
     leases: list[Lease] = []
     stop = threading.Event()
 
     def keep_alive() -> None:
         while not stop.wait(LEASE_SECONDS / 4):
-            for lease in leases:
-                space.ledger.heartbeat(lease, LEASE_SECONDS)
+            for lease in list(leases):
+                try:
+                    space.ledger.heartbeat(lease, LEASE_SECONDS)
+                except (
+                    LapError
+                ) as error:  # one lost, or a busy database: the others are kept, publishing checks the fence
+                    log.warning("no heartbeat for %s: %s", lease.key, error)
 
     try:
         for partition in partitions:
-            leases.append(space.ledger.acquire(f"{collection}/{product}/{partition}", owner, LEASE_SECONDS))
+            leases.append(space.ledger.acquire(f"{home}/{product}/{partition}", owner, LEASE_SECONDS))
         thread = threading.Thread(target=keep_alive, daemon=True, name="lease-heartbeat")
         thread.start()
         yield {partition: lease.fence for partition, lease in zip(partitions, leases, strict=True)}

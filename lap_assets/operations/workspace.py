@@ -6,20 +6,22 @@ The command line, the Dagster definitions and the reports all begin with `Worksp
 
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
 import yaml
 
-from lap_assets.errors import BadInput, LapError
+from lap_assets.errors import BadInput, LapError, NotFound
 from lap_assets.ledger.ledger import Ledger
+from lap_assets.model.camera import load_camera
 from lap_assets.model.ids import check_name
 from lap_assets.model.products import PRODUCTS
 from lap_assets.model.survey import Survey
 from lap_assets.pipeline.stages import STAGES
-from lap_assets.settings import SETTINGS_FILE, Settings, find_repository, load_settings
+from lap_assets.settings import SETTINGS_FILE, Settings, find_repository, load_settings, parse_settings
+from lap_assets.store.refcat import describe_refcat
 from lap_assets.store.repo import Repo
 
 LEAST_FREE_BYTES = 1 << 20
@@ -59,14 +61,14 @@ class Workspace:
             raise BadInput(
                 f"{root} is a repository already (it has {SETTINGS_FILE}); choose another folder or use it as it is"
             )
-        root.mkdir(parents=True, exist_ok=True)
-        (root / "dagster").mkdir(exist_ok=True)
+        (root / "dagster").mkdir(parents=True, exist_ok=True)
         (root / "dagster" / "dagster.yaml").write_text(INSTANCE_YAML.read_text())
+        space = cls(root, parse_settings(settings or {}, "lap init"))
+        Ledger.create(space.ledger_url, journal=space.repo.append_journal).close()
+        # last: its presence says that the repository is whole
         text = "# settings of this repository; `lap show settings` lists all there are with their values\n"
         (root / SETTINGS_FILE).write_text(text + (yaml.safe_dump(settings) if settings else "{}\n"))
-        space = cls.open(root)
-        Ledger.create(space.ledger_url, journal=space.repo.append_journal)
-        return space
+        return cls.open(root)
 
     @property
     def ledger_url(self) -> str:
@@ -82,7 +84,20 @@ class Workspace:
 
     def survey(self, collection: str | None = None) -> Survey:
         """The survey of one collection (default: the first open one)."""
-        return self.ledger.survey(check_name(collection or self.settings.collections[0], "collection"))
+        survey = self.ledger.survey(check_name(collection or self.settings.collections[0], "collection"))
+        return replace(survey, outside=self._read_outside(survey))
+
+    def _read_outside(self, survey: Survey) -> dict[str, str]:
+        """Content hashes of the cameras and reference catalogues a survey uses; without those that are gone."""
+        outside = {}
+        cameras = {one.camera for one in survey.exposures.values()} | {c.camera for c in survey.calibrations.values()}
+        for name in sorted(cameras):
+            with suppress(BadInput):
+                outside[f"camera/{name}"] = load_camera(name, self.repo.cameras).sha256
+        for name in sorted(set(survey.reference_catalogs.values())):
+            with suppress(NotFound):
+                outside[f"refcat/{name}"] = describe_refcat(self.repo.layout, name)["version"]
+        return outside
 
     def configs(self) -> dict[str, str]:
         """For each product the hash of the settings and code number now in force."""

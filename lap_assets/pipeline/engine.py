@@ -13,14 +13,14 @@ import resource
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, as_completed
+from concurrent.futures import CancelledError, Future, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
 from typing import Any
 
 from lap_assets.errors import Conflict, IntegrityError, LapError, NoWork, UnprocessableData
 from lap_assets.model.ids import DataId
-from lap_assets.model.products import CALIBRATION_COLLECTION, CALIBRATIONS, get_product
+from lap_assets.model.products import get_product, home_of
 from lap_assets.model.states import DONE, DROPPED, FAILED, NO_WORK, RESULTS, UNPROCESSABLE
 from lap_assets.model.survey import Survey
 from lap_assets.pipeline.compute import discard_executor, get_executor
@@ -50,8 +50,8 @@ class PartitionReport:
 
     @property
     def content(self) -> str:
-        """Hash over the states and contents of the units."""
-        return hash_json([[u.data_id.unit, u.state, u.content] for u in self.units])
+        """Hash over the states and contents of the units; of one without content, over what it was decided from."""
+        return hash_json([[u.data_id.unit, u.state, u.content or u.recipe] for u in self.units])
 
     @property
     def reasons(self) -> dict[str, str]:
@@ -113,19 +113,16 @@ def make_partitions(session: Session, product: str, partitions: Sequence[str]) -
     reports: dict[str, dict[DataId, UnitReport]] = {}
     waiting: dict[str, int] = {}
     started = time.perf_counter()
-    executor = get_executor(session.settings.compute)
     for partition in partitions:
         try:
             tasks, reports[partition] = _split_done(session, stage, partition)
-        except TRANSIENT as error:  # a damaged manifest, a disk that is gone: this partition fails, the others go on
+        except Exception as error:  # a damaged manifest, a camera file that is gone: the other partitions go on
+            log.error("%s %s cannot be planned: %s", product, partition, error)
             yield PartitionReport(product, partition, FAILED, (), reason=describe_fault(error))
             continue
         waiting[partition] = len(tasks)
         for task in tasks:
-            future = executor.submit(
-                make_unit, product, task, session.repo.root, session.fences(product, partition), session.run_id
-            )
-            pending[future] = (partition, task)
+            pending[_submit(session, product, partition, task)] = (partition, task)
         if not tasks:
             yield confirm(session.repo, _close(product, partition, reports[partition], started))
     for future in as_completed(pending):
@@ -138,9 +135,19 @@ def make_partitions(session: Session, product: str, partitions: Sequence[str]) -
             yield confirm(session.repo, _close(product, partition, reports[partition], started))
 
 
+def _submit(session: Session, product: str, partition: str, task: Task) -> Future:
+    """Hand a unit to the pool; a pool that lost a worker meanwhile is replaced once."""
+    arguments = (make_unit, product, task, session.repo.root, session.fences(product, partition), session.run_id)
+    try:
+        return get_executor(session.settings.compute).submit(*arguments)
+    except BrokenProcessPool:
+        discard_executor(session.settings.compute)
+        return get_executor(session.settings.compute).submit(*arguments)
+
+
 def _split_done(session: Session, stage: Stage, partition: str) -> tuple[list[Task], dict[DataId, UnitReport]]:
     """Tasks still to do, and reports of the units that are done with the same recipe."""
-    collection = collection_of(session.survey, stage.product)
+    collection = home_of(session.survey.collection, stage.product)
     todo, done = [], {}
     for task in stage.plan(session.survey, session.repo, session.settings, collection, partition):
         manifest = session.repo.manifest(task.data_id)
@@ -156,6 +163,7 @@ def _split_done(session: Session, stage: Stage, partition: str) -> tuple[list[Ta
                 0.0,
                 manifest.bytes,
                 manifest.metrics,
+                recipe=manifest.recipe,
             )
             session.tell(report)
             done[task.data_id] = report
@@ -164,15 +172,10 @@ def _split_done(session: Session, stage: Stage, partition: str) -> tuple[list[Ta
     return todo, done
 
 
-def collection_of(survey: Survey, product: str) -> str:
-    """The collection a product of this survey lives in: masters lie outside all collections."""
-    return CALIBRATION_COLLECTION if get_product(product).partitions == CALIBRATIONS else survey.collection
-
-
 def _collect(session: Session, future: Future, task: Task) -> UnitReport:
     try:
         return future.result()
-    except BrokenProcessPool:
+    except (BrokenProcessPool, CancelledError):
         discard_executor(session.settings.compute)
         return UnitReport(
             task.data_id,
@@ -205,7 +208,8 @@ def drop_partition(session: Session, product: str, partition: str, reason: str) 
     stage, started = STAGES[product], time.perf_counter()
     try:
         todo, reports = _split_done(session, stage, partition)
-    except IntegrityError:  # what it is made from cannot be read: there is nothing to plan by
+    except Exception as error:  # what it is made from cannot be read: there is nothing to plan by
+        log.error("%s %s cannot be planned: %s", product, partition, error)
         return PartitionReport(product, partition, DROPPED, (), time.perf_counter() - started, reason)
     for task in todo:
         manifest = session.repo.publish(
@@ -221,7 +225,7 @@ def drop_partition(session: Session, product: str, partition: str, reason: str) 
             fence=session.fences(product, partition),
             run_id=session.run_id,
         )
-        reports[task.data_id] = UnitReport(task.data_id, DROPPED, manifest.content_sha256, False, reason)
+        reports[task.data_id] = UnitReport(task.data_id, DROPPED, reason=reason, recipe=manifest.recipe)
     return _close(product, partition, reports, started)
 
 
@@ -244,7 +248,7 @@ def make_unit(product: str, task: Task, root: Any, fence: int, run_id: str) -> U
     try:
         with repo.keep_log(task.data_id):
             report = _make_and_publish(STAGES[product], task, repo, fence, run_id)
-    except TRANSIENT as error:
+    except Exception as error:  # the log or the publication failed: nothing half-written stays, so say so
         log.error("not published: %s", error)
         report = UnitReport(task.data_id, FAILED, reason=describe_fault(error), seconds=time.perf_counter() - started)
     peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
@@ -273,7 +277,15 @@ def _make_and_publish(stage: Stage, task: Task, repo: Repo, fence: int, run_id: 
         refers_to=output.refers_to,
     )
     return UnitReport(
-        task.data_id, state, manifest.content_sha256, False, reason, seconds, manifest.bytes, output.metrics
+        task.data_id,
+        state,
+        manifest.content_sha256,
+        False,
+        reason,
+        seconds,
+        manifest.bytes,
+        output.metrics,
+        recipe=manifest.recipe,
     )
 
 

@@ -78,3 +78,4 @@ class UnitReport:
     bytes: int = 0
     metrics: Mapping[str, Any] = field(default_factory=dict)
     worker: tuple[int, float] = (0, 0.0)
+    recipe: str = ""

@@ -1,1 +1,1 @@
-"""Pure algorithms: arrays and tables in, arrays and tables out; one module per effect. No file, clock or environment."""
+"""Pure algorithms: arrays and tables in, arrays and tables out, one module per effect. No file, clock, environment."""

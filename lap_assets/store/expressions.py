@@ -2,7 +2,8 @@
 
 Terms separated by blanks must all hold. A term is a key, an operator and a value:
 
-* `key=a^b^c`: one of these; `1..5` all whole numbers from 1 to 5, `1..9:2` every second of them;
+* `key=a^b^c`: one of these, each of which may be a glob (`2024-03-*`); `1..5` all whole numbers from 1 to 5,
+  `1..9:2` every second of them;
 * `key!=a^b`: none of these; `key~glob`: matches a glob (`*`, `?`, `[…]`);
 * `key<1.5`, `<=`, `>`, `>=`: compares numbers (dates written 2024-08-15 compare as text).
 
@@ -112,7 +113,7 @@ def match_choices(choices: str, value: Any) -> bool:
     found = _NUMBER_AT_END.search(text) if not isinstance(value, float) else None
     number = int(found.group(1)) if found else None
     for choice in choices.split("^"):
-        if choice == text or _equal_numbers(choice, value):
+        if choice == text or _equal_numbers(choice, value) or _is_glob_of(choice, text):
             return True
         span = _RANGE.fullmatch(choice)
         if span and number is not None:
@@ -122,6 +123,10 @@ def match_choices(choices: str, value: Any) -> bool:
         if number is not None and choice.isascii() and choice.isdigit() and int(choice) == number:
             return True
     return False
+
+
+def _is_glob_of(choice: str, text: str) -> bool:
+    return any(sign in choice for sign in "*?[") and fnmatch.fnmatchcase(text, choice)
 
 
 def _equal_numbers(choice: str, value: Any) -> bool:

@@ -44,7 +44,7 @@ def carry_out(survey, states, actions, state=DONE, version="1"):
     for a in actions:
         ref = (a.product, a.partition)
         attempts = states[ref].attempts + 1 if ref in states and state == FAILED else int(state == FAILED)
-        inputs = hash_inputs(states, survey.upstream(*ref))
+        inputs = hash_inputs(survey, states, ref)
         after[ref] = PartitionState(state, inputs, f"{ref}{inputs}{version}{state}", "config", attempts)
     return after
 

@@ -7,6 +7,7 @@ import subprocess
 import time
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from astropy.io import fits
 
@@ -54,6 +55,46 @@ def test_damaged_products_are_named_quarantined_and_made_again_alone(copy):
     assert "units: 3 done" in done.stdout, done.stdout
     assert contents(copy.root) == before
     assert lap("--repo", copy.root, "fsck", "--full").returncode == 0
+
+
+def test_lost_manifest_is_noticed_and_its_bytes_are_never_swept(copy):
+    """A manifest or a whole unit that is gone: the ledger knows, fsck names it, keeps the bytes, run makes it again."""
+    repo = Repo(copy.root)
+    before = contents(copy.root)
+    one, other = (
+        DataId("main", "final_stacks", "tiny.0|r", "03"),
+        DataId("main", "warps", "simtiny-000102|tiny.0", "01"),
+    )
+    path = repo.path(one, "image.fits")
+    os.utime(path.parent, (1e9, 1e9))
+    repo.layout.manifest(one).unlink()
+    shutil.rmtree(repo.layout.unit_dir(other))
+    checked = lap("--repo", copy.root, "fsck", check=False)
+    assert checked.returncode == 1 and str(one) in checked.stdout and str(other) in checked.stdout
+    assert path.is_file()
+    lap("--repo", copy.root, "run")
+    assert contents(copy.root) == before
+
+
+def test_changed_reference_catalog_remakes_the_solutions(copy, tmp_path):
+    """What lies outside the products counts too: a catalogue with fewer stars, replaced on purpose only."""
+    half = tmp_path / "half.parquet"
+    table = pd.read_parquet(copy.sim / "refcat" / "gaia.parquet")
+    table.iloc[::2].to_parquet(half)
+    again = ("--repo", copy.root, "ingest", half, "--kind", "refcat", "--name", "gaia")
+    assert "--replace" in lap(*again, check=False).stderr
+    lap(*again, "--replace")
+    space = Workspace.open(copy.root)
+    actions = decide(Snapshot(space.survey(), space.ledger.partition_states(), space.configs())).actions
+    assert {(a.product, a.reason) for a in actions} == {("solutions", "inputs changed")} and len(actions) == 12
+
+
+def test_damaged_journal_never_costs_the_ledger(copy):
+    """A rebuild that fails leaves the ledger that is there as it was."""
+    journal = copy.root / "store" / "journal.jsonl"
+    journal.write_text('{"kind": "run", "run": "nonsense"}\n' + journal.read_text())
+    assert lap("--repo", copy.root, "ledger", "rebuild", check=False).returncode == 2
+    assert "none made" in lap("--repo", copy.root, "run").stdout
 
 
 def test_lost_ledger_is_rebuilt_with_the_same_decisions(copy):

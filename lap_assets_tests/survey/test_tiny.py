@@ -119,6 +119,9 @@ def test_terminal_reads(tiny, tmp_path):
     lens = json.loads((tiny.truth / "lens.json").read_text())
     lap(*at, "cutout", lens["ra"], lens["dec"], 40, "-o", tmp_path / "cut.png")
     assert (tmp_path / "cut.png").read_bytes().startswith(b"\x89PNG")
+    away = lap(*at, "cutout", 150.0, -60.0, 40, "-o", tmp_path / "away.png", check=False)
+    assert away.returncode == 1 and "no projection cell" in away.stderr, "a southern declination is no option"
+    assert len(json.loads(lap(*at, "ls", "chips", "--where", "night=2024-03-1*", "--json").stdout)) > 0
     assert "made main/chips/simtiny-000101/c0" in lap(*at, "log", "main/chips/simtiny-000101/c0").stdout
     told = lap(*at, "report", "--truth", tiny.truth, "--json", tmp_path / "report.json")
     assert (

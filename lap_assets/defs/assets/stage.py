@@ -10,7 +10,7 @@ import dagster as dg
 
 from lap_assets.defs.partitions import Partitions
 from lap_assets.defs.reports import BLOCKING, CHECKS
-from lap_assets.model.products import CALIBRATION_COLLECTION, CALIBRATIONS, get_product
+from lap_assets.model.products import get_product, home_of
 from lap_assets.model.survey import Survey
 from lap_assets.pipeline.stages import STAGES
 
@@ -32,19 +32,18 @@ class Stages:
         self.partitions = Partitions(survey)
         self.settings_hashes = settings_hashes
 
-    def collection_of(self, product: str) -> str:
-        """Masters lie outside all collections."""
-        return CALIBRATION_COLLECTION if get_product(product).partitions == CALIBRATIONS else self.survey.collection
-
     def asset(self, body: Callable) -> dg.AssetsDefinition:
         """Decorator: the function's name is the product, its docstring the description shown in the UI."""
         product = get_product(body.__name__)
-        collection = self.collection_of(product.name)
+        collection = home_of(self.survey.collection, product.name)
         key = dg.AssetKey([collection, product.name])
         partitions = self.partitions.definition(product.name)
         spec = dg.AssetSpec(
             key,
-            deps=[self.partitions.dep(product.name, name, self.collection_of(name)) for name in product.inputs],
+            deps=[
+                self.partitions.dep(product.name, name, home_of(self.survey.collection, name))
+                for name in product.inputs
+            ],
             description=body.__doc__,
             # masters stand with the first collection: the UI opens a single group and folds several
             group_name=self.survey.collection.replace(".", "_").replace("-", "_"),
