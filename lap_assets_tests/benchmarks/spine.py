@@ -101,20 +101,14 @@ def bench_definitions() -> list[Row]:
         run_demo(Path(folder), 1, "tiny")
         root = next(Path(folder).glob("*/survey"))
         code = (
-            "import dagster, time; t = time.perf_counter(); from lap_assets.definitions import build_defs; from pathlib import Path; "
+            "import dagster, time; t = time.perf_counter(); from pathlib import Path; "
+            "from lap_assets.definitions import build_defs; "
             f"build_defs(Path({str(root)!r})).resolve_all_job_defs(); print(time.perf_counter() - t)"
         )
-        found = [
-            float(
-                subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split()[
-                    -1
-                ]
-            )
-            for _ in range(4)
-        ]
-    return [
-        Row("spine.definitions", statistics.median(found[1:]), "s", "<= 1.5", "", "make bench ONLY=spine.definitions")
-    ]
+        command = [sys.executable, "-c", code]
+        outputs = [subprocess.run(command, check=True, capture_output=True, text=True).stdout for _ in range(4)]
+    seconds = statistics.median(float(output.split()[-1]) for output in outputs[1:])
+    return [Row("spine.definitions", seconds, "s", "<= 1.5", "", "make bench ONLY=spine.definitions")]
 
 
 BENCHMARKS = {
