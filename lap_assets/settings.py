@@ -258,8 +258,7 @@ def load_settings(root: Path, overrides: Mapping[str, Any] | None = None) -> Set
         raise BadInput(f"{path} is not plain YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
         raise BadInput(f"{path} must hold sections of settings, not a {type(values).__name__}")
-    if url := os.environ.get(LEDGER_VARIABLE):
-        values["ledger_url"] = url
+    values = add_environment(values)
     for key, value in (overrides or {}).items():
         section, _, name = key.rpartition(".")
         target = values.setdefault(section, {}) if section else values
@@ -275,6 +274,12 @@ def parse_value(text: str, key: str) -> Any:
         return yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise BadInput(f"setting {key!r}: {text!r} is not plain YAML; write for example 3, 0.5, r or [g, r]") from error
+
+
+def add_environment(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings with those of the environment on top: `LAP_LEDGER_URL`."""
+    url = os.environ.get(LEDGER_VARIABLE)
+    return dict(values) | ({"ledger_url": url} if url else {})
 
 
 def parse_settings(values: Mapping[str, Any], where: str) -> Settings:

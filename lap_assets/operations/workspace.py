@@ -20,7 +20,14 @@ from lap_assets.model.ids import check_name
 from lap_assets.model.products import PRODUCTS
 from lap_assets.model.survey import Survey
 from lap_assets.pipeline.stages import STAGES
-from lap_assets.settings import SETTINGS_FILE, Settings, find_repository, load_settings, parse_settings
+from lap_assets.settings import (
+    SETTINGS_FILE,
+    Settings,
+    add_environment,
+    find_repository,
+    load_settings,
+    parse_settings,
+)
 from lap_assets.store.refcat import describe_refcat
 from lap_assets.store.repo import Repo
 
@@ -63,7 +70,7 @@ class Workspace:
             )
         (root / "dagster").mkdir(parents=True, exist_ok=True)
         (root / "dagster" / "dagster.yaml").write_text(INSTANCE_YAML.read_text())
-        space = cls(root, parse_settings(settings or {}, "lap init"))
+        space = cls(root, parse_settings(add_environment(settings or {}), "lap init"))
         Ledger.create(space.ledger_url, journal=space.repo.append_journal).close()
         # last: its presence says that the repository is whole
         text = "# settings of this repository; `lap show settings` lists all there are with their values\n"
