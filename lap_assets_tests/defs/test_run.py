@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lap_assets.definitions import build_defs
+from lap_assets.defs.resources import LapResource
 from lap_assets.defs.run import RANGE_END, RANGE_START, contiguous_ranges, open_instance, run_missing
 from lap_assets.lap.select import select_targets
 from lap_assets.operations.workspace import Workspace
@@ -76,10 +77,13 @@ class Records:
         return {(one.check_name, one.partition): one.passed for one in found if one.asset_key.path[-1] == product}
 
 
-def execute(space: Workspace, instance: dg.DagsterInstance, *products: str) -> dg.ExecuteInProcessResult:
-    """One run over all partitions of some assets of one partition set, as a backfill launches it."""
+def execute(
+    space: Workspace, instance: dg.DagsterInstance, *products: str, settle: bool = False
+) -> dg.ExecuteInProcessResult:
+    """One run over all partitions of some assets of one partition set; with `settle` as a backfill of the UI."""
     keys = space.survey().partitions(products[0])
-    job = build_defs(space.root).resolve_implicit_global_asset_job_def()
+    definitions = build_defs(space.root, lap=LapResource(space.root, settle=settle))
+    job = definitions.resolve_implicit_global_asset_job_def()
     return job.execute_in_process(
         asset_selection=[dg.AssetKey(["main", name]) for name in products],
         instance=instance,
@@ -160,6 +164,22 @@ def test_data_at_fault_are_a_result_and_flow_on(survey, raw):
         checks = records.checks("chips", run)
         assert checks["units_done", second] is False and checks["files_on_disk", second] is True
         assert checks["units_done", first] and checks["units_done", third]
+
+
+def test_a_backfill_tries_a_fault_again_then_drops_it_and_goes_on(survey, raw):
+    """No driver watches a run of the UI: the partition ends `dropped`, named, and what follows is made without it."""
+    first, second, third = survey.survey().partitions("chips")
+    raw.unlink()
+    with open_instance(survey.root) as instance:
+        records = Records(survey.root, instance)
+        run = execute(survey, instance, "chips", "solutions", settle=True)
+        assert run.success
+        assert records.partitions("chips") == {first, second, third}
+        assert records.checks("chips", run)["units_done", second] is False
+    states = survey.ledger.partition_states()
+    assert states["chips", second].state == "dropped" and "No such file" in states["chips", second].reason
+    assert states["solutions", first].state == states["solutions", third].state == "done"
+    assert states["solutions", second].state == "unprocessable"
 
 
 def test_a_failing_blocking_check_stops_only_its_partition(survey, monkeypatch):
