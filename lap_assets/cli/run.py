@@ -62,6 +62,8 @@ def show_progress() -> Iterator[tuple]:
         def begin(product: str, partitions: int) -> None:
             if not console.is_terminal:
                 console.print(f"{product}: {partitions} partitions")
+            for other in tasks.values():
+                progress.stop_task(other)
             if product not in tasks:
                 tasks[product] = progress.add_task(product, total=None, partitions=partitions, bad=0)
 
@@ -72,10 +74,9 @@ def show_progress() -> Iterator[tuple]:
                 progress.update(tasks[product], advance=1, bad=bad[product])
 
         yield tell, begin
-        for task in tasks.values():
-            progress.update(task, total=1, completed=1) if not progress.tasks[task].completed else progress.update(
-                task, total=progress.tasks[task].completed
-            )
+        for task in progress.tasks:
+            done = max(task.completed, 1)
+            progress.update(task.id, total=done, completed=done)
 
 
 def demo(

@@ -56,6 +56,7 @@ def run_demo(
             hidden.rename(truth)
     report = {
         "size": size,
+        "repository": str(space.root),
         "seed": seed,
         "simulate_s": round(simulated - started, 1),
         "partitions": summary.partitions,
@@ -161,7 +162,8 @@ ROWS = (
 def describe(report: dict[str, Any]) -> str:
     """The end report as text: truth against measured, where the pictures are, what to do next."""
     lines = [f"{'':34}{'measured':>12}        goal"]
-    for title, key, unit, target in ROWS:
+    for title, key, unit, goal in ROWS:
+        target = goal if report["size"] == "demo" else ""  # the goals are those of the demo survey
         value = report.get(key)
         shown = "-" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
         lines.append(f"{title:34}{shown:>12} {unit:7}{target}")
@@ -169,5 +171,5 @@ def describe(report: dict[str, Any]) -> str:
         f"units: {report['units_done']} done, {report['units_other']} without data, {report['units_failed']} failed"
     )
     lines.append("pictures: " + ", ".join(report["pictures"]))
-    lines.append("next: make ui   (or: lap --repo DIR/survey ui)")
+    lines.append(f"next: lap --repo {report['repository']} ui   (make ui for the folder make demo uses)")
     return "\n".join(lines)
