@@ -213,6 +213,7 @@ def _solve(grams: np.ndarray, sides: np.ndarray, spread: np.ndarray) -> np.ndarr
 
 @njit(cache=True, nogil=True)
 def dilate_mask(bad, reach):
+    """(ny, nx) bool: within `reach` px, along both axes, of a bad pixel."""
     ny, nx = bad.shape
     grown = np.zeros((ny, nx), np.bool_)
     for y in range(ny):
