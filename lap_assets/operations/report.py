@@ -17,10 +17,11 @@ from scipy.spatial import cKDTree
 from lap_assets.errors import NotFound
 from lap_assets.model.ids import DataId, join_key
 from lap_assets.model.products import PRODUCTS
+from lap_assets.model.sphere import unit_vectors
 from lap_assets.model.states import DONE, DROPPED, RESULTS
 from lap_assets.model.survey import Survey
 from lap_assets.operations.workspace import Workspace
-from lap_assets.qa.metrics import match_positions, measure_offsets, unit_vectors
+from lap_assets.qa.metrics import match_positions, measure_offsets
 from lap_assets.qa.noise import compute_rms, measure_aperture_noise
 
 MAX_LISTED = 40

@@ -85,20 +85,20 @@ def settle_partitions(
         todo = [partition for partition, _ in failed]
         if not todo:
             return
-    yield from drop_partitions(space, survey, product, failed)
+    yield from drop_partitions(space, survey, product, failed, run_id)
 
 
 def drop_partitions(
-    space: Workspace, survey: Survey, product: str, partitions: Sequence[tuple[str, str]]
+    space: Workspace, survey: Survey, product: str, partitions: Sequence[tuple[str, str]], run_id: str = ""
 ) -> list[PartitionReport]:
     """Give up on partitions, each with its reason: what is not done of them is published as `dropped`."""
     states = space.ledger.partition_states(survey.collection)
     reports = []
     with hold_leases(space, survey.collection, product, [partition for partition, _ in partitions]) as fences:
-        session = Session(survey, space.repo, space.settings, fences=lambda _, partition: fences[partition])
+        session = Session(survey, space.repo, space.settings, run_id, lambda _, partition: fences[partition])
         for partition, reason in partitions:
             report = drop_partition(session, product, partition, reason)
-            record(space, survey, report, states)
+            record(space, survey, report, states, run_id)
             reports.append(report)
     return reports
 

@@ -4,10 +4,10 @@ Reading products and truth belongs to the reports; here are only the formulas, s
 count in the same way.
 """
 
-from dataclasses import dataclass
-
 import numpy as np
 from scipy.spatial import cKDTree
+
+from lap_assets.model.sphere import unit_vectors
 
 
 def match_positions(
@@ -26,12 +26,6 @@ def match_positions(
     _, back = first.query(second.data[there[found]])
     mutual = back == found
     return found[mutual], there[found][mutual].astype(np.int64)
-
-
-def unit_vectors(ra_deg: np.ndarray, dec_deg: np.ndarray) -> np.ndarray:
-    """(n, 3) directions."""
-    ra, dec = np.radians(np.asarray(ra_deg, np.float64)), np.radians(np.asarray(dec_deg, np.float64))
-    return np.stack([np.cos(dec) * np.cos(ra), np.cos(dec) * np.sin(ra), np.sin(dec)], axis=-1)
 
 
 def measure_separation(
@@ -56,36 +50,3 @@ def robust_sigma(values: np.ndarray) -> float:
     finite = np.asarray(values, np.float64)
     finite = finite[np.isfinite(finite)]
     return float(1.4826 * np.median(np.abs(finite - np.median(finite)))) if len(finite) else float("nan")
-
-
-@dataclass(frozen=True)
-class Detection:
-    """How a list of detections compares with what was injected."""
-
-    n_injected: int
-    n_found: int
-    n_false: int
-
-    @property
-    def completeness(self) -> float:
-        return self.n_found / self.n_injected if self.n_injected else float("nan")
-
-    @property
-    def purity(self) -> float:
-        total = self.n_found + self.n_false
-        return self.n_found / total if total else float("nan")
-
-
-def compare_lists(
-    ra_deg: np.ndarray, dec_deg: np.ndarray, ra_true_deg: np.ndarray, dec_true_deg: np.ndarray, radius_arcsec: float
-) -> Detection:
-    """Count what was found and what is false: each injected position takes one detection at most."""
-    found, _ = match_positions(ra_deg, dec_deg, ra_true_deg, dec_true_deg, radius_arcsec)
-    return Detection(len(ra_true_deg), len(found), len(ra_deg) - len(found))
-
-
-def measure_completeness(value: np.ndarray, found: np.ndarray, edges: np.ndarray) -> np.ndarray:
-    """Part of the injected that was found in bins of a value (magnitude); NaN in empty bins."""
-    total, _ = np.histogram(value, edges)
-    good, _ = np.histogram(np.asarray(value)[np.asarray(found, bool)], edges)
-    return np.where(total > 0, good / np.maximum(total, 1), np.nan)

@@ -8,10 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lap_assets.qa.metrics import (
-    Detection,
-    compare_lists,
     match_positions,
-    measure_completeness,
     measure_offsets,
     measure_separation,
     robust_sigma,
@@ -56,20 +53,3 @@ def test_robust_sigma_is_that_of_the_core():
     values = np.concatenate([rng.normal(3, 2, 10_000), np.full(500, 1e6), [np.nan]])
     assert robust_sigma(values) == pytest.approx(2.0, rel=0.1)
     assert np.isnan(robust_sigma(np.array([np.nan])))
-
-
-def test_detections_are_counted_once():
-    """Two detections of one transient: one found, one false; a second transient missed."""
-    got = compare_lists(np.array([10.0, 10.0001, 50.0]), np.zeros(3), np.array([10.0, 20.0]), np.zeros(2), 1.0)
-    assert got == Detection(n_injected=2, n_found=1, n_false=2)
-    assert got.completeness == 0.5
-    assert got.purity == pytest.approx(1 / 3)
-    assert np.isnan(Detection(0, 0, 0).completeness) and np.isnan(Detection(0, 0, 0).purity)
-
-
-def test_completeness_per_bin():
-    got = measure_completeness(
-        np.array([20.1, 20.2, 21.5, 21.6]), np.array([True, True, True, False]), np.arange(20, 24)
-    )
-    assert got[:2].tolist() == [1.0, 0.5]
-    assert np.isnan(got[2])
