@@ -17,6 +17,10 @@ class NotFound(LapError):
     """A product, calibration or template is missing; the text names it and its data id."""
 
 
+class Cleaned(NotFound):
+    """The files of a product were removed on purpose; it can be re-created from what its manifest names."""
+
+
 class PermanentFailure(LapError):
     """A retry cannot cure it."""
 

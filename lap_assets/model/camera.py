@@ -10,6 +10,7 @@ trimmed frame); `cd_deg` is the FITS CD matrix `[[CD1_1, CD1_2], [CD2_1, CD2_2]]
 
 import hashlib
 from datetime import UTC, datetime, timedelta
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -110,7 +111,7 @@ class Chip(_Model):
         (a, b), (c, d) = self.cd_deg
         if abs(a * d - b * c) == 0.0:
             raise ValueError(f"cd_deg of chip {self.name} is singular")
-        covered = np.zeros((self.ny, self.nx), np.int8)
+        covered = np.zeros((self.ny, self.nx) if self.amplifiers else 0, np.int8)
         for amp in self.amplifiers:
             x0, x1, y0, y1 = amp.target
             if x1 > self.nx or y1 > self.ny:
@@ -247,7 +248,7 @@ class Camera(_Model):
         """Names of the chips that are not broken, sorted."""
         return tuple(sorted(name for name, chip in self.chips.items() if not chip.broken))
 
-    @property
+    @cached_property
     def sha256(self) -> str:
         """Hash of all that the file says: part of the recipe of what is made with this camera."""
         return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
@@ -316,6 +317,13 @@ def load_camera(name: str | Path, folder: Path | None = None) -> Camera:
     if not path.is_file():
         known = ", ".join(sorted(one.stem for one in CAMERAS_DIR.glob("*.yaml")))
         raise BadInput(f"unknown camera {str(name)!r}: use one of {known}, or the path of a camera file (.yaml)")
+    status = path.stat()
+    return _read_camera(path, status.st_mtime_ns, status.st_size, status.st_ino)
+
+
+@lru_cache(maxsize=16)
+def _read_camera(path: Path, *_stamp: int) -> Camera:
+    """The camera of a file, read once as long as the file is the same: a tick of a sensor asks for it, too."""
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:

@@ -4,7 +4,7 @@ Here belong names, sizes, headers and pixel geometry of one cell; how cells tile
 resampling is `science/warp.py`'s, geometry without cells is `sphere.py`'s.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -19,6 +19,7 @@ from lap_assets.model.sphere import (
     planar_area,
     positions,
     project_tan,
+    separation_deg,
     tangent_basis,
     unit_vectors,
 )
@@ -179,10 +180,18 @@ class ProjectionCell:
 
     def overlaps(self, polygon: Polygon) -> bool:
         """Whether a polygon of (ra_deg, dec_deg) covers any area of the cell."""
-        vectors = _polygon_vectors(polygon)
-        heights = np.array(vectors) @ self._sides.T
-        if (heights <= 0.0).all(axis=0).any():  # all of it beyond one side
-            return False
+        return self.overlaps_any(Outlines([polygon]))
+
+    def overlaps_any(self, outlines: "Outlines") -> bool:
+        """Whether any of several polygons covers any area of the cell."""
+        heights = outlines.vectors @ self._sides.T
+        beyond = np.logical_and.reduceat(heights <= 0.0, outlines.starts).any(axis=1)  # all of it beyond one side
+        within = np.logical_and.reduceat((heights > 0.0).all(axis=1), outlines.starts)
+        # those that lie within first: one look at them is enough
+        order = (*np.flatnonzero(within), *np.flatnonzero(~within & ~beyond))
+        return any(self._covers(outlines.corners(int(i))) for i in order)
+
+    def _covers(self, vectors: list[np.ndarray]) -> bool:
         x, y = self._clip(vectors)
         return x.size >= 3 and planar_area(x, y) > _TOUCH_PX2
 
@@ -234,6 +243,43 @@ class ProjectionCell:
             north - (y0 + 0.5 - cy) * s * centre,
             -north + (y1 + 0.5 - cy) * s * centre,
         ])  # fmt: skip
+
+
+class Outlines:
+    """Polygons of (ra_deg, dec_deg), such as the chips of an exposure, made ready to be compared with many cells.
+
+    Raises `BadInput` as `bounding_cap` does.
+
+    Attributes
+    ----------
+    vectors : array (n, 3)
+        Corners of all of them.
+    starts : array (m,)
+        Index of each one's first corner.
+    centres : array (m, 3)
+    radii_deg : array (m,)
+        Caps that hold each.
+    """
+
+    def __init__(self, polygons: Sequence[Polygon]) -> None:
+        counts = np.array([len(polygon) for polygon in polygons])
+        corners = np.array([corner for polygon in polygons for corner in polygon], float)
+        if counts.min() < 3 or not np.isfinite(corners).all() or np.abs(corners[:, 1]).max() > 90.0:
+            for polygon in polygons:
+                bounding_cap(polygon)  # says which and why
+        self.vectors = unit_vectors(corners[:, 0], corners[:, 1])
+        self.starts = np.concatenate([[0], np.cumsum(counts)[:-1]])
+        self._ends = np.cumsum(counts)
+        sums = np.add.reduceat(self.vectors, self.starts)
+        self.centres = sums / np.maximum(np.linalg.norm(sums, axis=1, keepdims=True), 1e-9)
+        apart = separation_deg(self.vectors, np.repeat(self.centres, counts, axis=0))
+        self.radii_deg = np.maximum.reduceat(apart, self.starts)
+        for i in np.flatnonzero(self.radii_deg >= 89.9):
+            bounding_cap(polygons[i])
+
+    def corners(self, number: int) -> list[np.ndarray]:
+        """Unit vectors of the corners of one polygon."""
+        return list(self.vectors[self.starts[number] : self._ends[number]])
 
 
 def _polygon_vectors(polygon: Polygon) -> list[np.ndarray]:

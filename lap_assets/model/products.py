@@ -113,6 +113,7 @@ PRODUCTS: dict[str, Product] = {
                 _PREVIEW,
             ),
             ("chips",),
+            intermediate=False,  # small, and what a re-created warp is made with
         ),
         Product(
             "joint_solutions",
@@ -121,6 +122,7 @@ PRODUCTS: dict[str, Product] = {
             "",
             (Member("zeropoints.parquet", columns=("exposure", "dzp_mag", "dzp_err_mag", "n_stars")), _PREVIEW),
             ("solutions",),
+            intermediate=False,  # small, and frozen
         ),
         Product(
             "warps",

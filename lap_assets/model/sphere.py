@@ -82,6 +82,22 @@ def bounding_cap(polygon: Polygon) -> tuple[np.ndarray, float]:
     return total / length, radius
 
 
+def grow_polygons(corners: np.ndarray, margin_deg: float) -> np.ndarray:
+    """Polygons (..., n, 2) of (ra_deg, dec_deg) with their corners moved away from their centres.
+
+    So far that the sides of a square move by the margin. On the tangent plane at each centre, so that it is right at
+    RA 0 and near the poles.
+    """
+    vectors = unit_vectors(*np.moveaxis(np.asarray(corners, float), -1, 0))
+    centre = vectors.mean(axis=-2, keepdims=True)
+    centre /= np.linalg.norm(centre, axis=-1, keepdims=True)
+    plane = vectors / (vectors * centre).sum(axis=-1, keepdims=True) - centre
+    radius = np.linalg.norm(plane, axis=-1, keepdims=True)
+    # √2: the corner of a square moves by that when its sides move by one
+    grown = centre + plane * (1.0 + np.sqrt(2.0) * np.radians(margin_deg) / np.maximum(radius, 1e-12))
+    return np.stack(positions(grown), axis=-1)
+
+
 def clip_half_space(vectors: list[np.ndarray], normal: np.ndarray) -> list[np.ndarray]:
     """The part of a spherical polygon where vector · normal >= 0.
 

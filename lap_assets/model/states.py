@@ -14,8 +14,11 @@ DONE, FAILED, BLOCKED, NO_WORK, UNPROCESSABLE, DROPPED = (
     "unprocessable",
     "dropped",
 )
-CORRUPT, CLEANED = "corrupt", "cleaned"
+CORRUPT, GOTO_CLEANED, CLEANED = "corrupt", "goto_cleaned", "cleaned"
 RESULTS = frozenset({DONE, NO_WORK, UNPROCESSABLE, DROPPED})
+# results once more, whose files are gone or going on purpose; their content hashes stay
+GONE = frozenset({GOTO_CLEANED, CLEANED})
+ENDED = RESULTS | GONE
 
 
 @dataclass(frozen=True)

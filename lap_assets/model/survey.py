@@ -5,11 +5,14 @@ Dagster definitions alike, so that all three agree on what a stack is made of: t
 geometry. No I/O here; `ledger/` builds it.
 """
 
-from collections.abc import Mapping
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import chain
 
-from lap_assets.model.ids import join_key
+from lap_assets.model.ids import JOIN
 from lap_assets.model.products import CALIBRATIONS, CELL_BANDS, CELLS, EXPOSURE_CELLS, EXPOSURES, get_product
 from lap_assets.model.tessellation import ProjectionCell
 
@@ -66,6 +69,12 @@ class Exposure:
     obs_mode: str = "3PI"
     kind: str = "raw"
     chips: tuple[ChipFile, ...] = ()
+    files_sha256: str = ""  # `hash_files` of its chips, where they themselves are left out of the picture
+
+    @cached_property
+    def content(self) -> str:
+        """Hash of its files, whether or not they are in the picture."""
+        return self.files_sha256 or hash_files(self.chips)
 
 
 @dataclass(frozen=True)
@@ -81,14 +90,71 @@ class CalibrationSet:
 
 
 @dataclass(frozen=True)
+class Member:
+    """An exposure in a run: one row of `lap_exp` (LAP-07, LAP-08).
+
+    Attributes
+    ----------
+    chip_id : str
+        The chip-processing that is used, `collection/exposure`; empty: none is queued yet.
+    pair : str
+        Exposure of the companion (LAP has its chip_id); empty: none.
+    neighbours : tuple of str
+        The other projection cells of the tessellation that the exposure overlaps.
+    reason : str
+        Why it was dropped.
+    """
+
+    exposure: str
+    chip_id: str = ""
+    pair: str = ""
+    private: bool = False
+    pairwise: bool = False
+    active: bool = True
+    data_state: str = "new"
+    neighbours: tuple[str, ...] = ()
+    reason: str = ""
+
+
+@dataclass(frozen=True)
 class Run:
-    """One LAP run: one projection cell in one band of one sequence, with its members (dropped ones left out)."""
+    """One LAP run: one projection cell in one band of one sequence.
+
+    Attributes
+    ----------
+    members : tuple of str
+        Exposures it is made from: dropped ones left out.
+    roster : tuple of Member
+        All that were ever defined, dropped ones included, by exposure; empty where only `members` are known.
+    fault : int
+        Why it ended without being full; 0: it did not.
+    settled, cleaned : bool
+        What is made from its stacks is made, too; nothing of it is left to be cleaned.
+    """
 
     lap_id: int
     cell: str
     band: str
     members: tuple[str, ...]
     state: str = "new"
+    roster: tuple[Member, ...] = ()
+    priority: int = 0
+    paused: bool = False
+    fault: int = 0
+    settled: bool = False
+    cleaned: bool = False
+    label: str = ""
+    dist_group: str = ""
+
+    @property
+    def everyone(self) -> tuple[str, ...]:
+        """All exposures ever defined in it, sorted."""
+        return tuple(one.exposure for one in self.roster) if self.roster else tuple(sorted(self.members))
+
+    @cached_property
+    def member(self) -> Mapping[str, Member]:
+        """Its roster by exposure."""
+        return {one.exposure: one for one in self.roster}
 
 
 @dataclass(frozen=True)
@@ -107,6 +173,8 @@ class Survey:
     reference_catalogs : mapping of band (or "*") to name
     outside : mapping
         Content hashes of what lies outside the store's products: `camera/NAME`, `refcat/NAME`.
+    diff_against : "nights" or "pair"
+        What a paired exposure is subtracted from: a template of the other nights, or its companion's warp.
     """
 
     collection: str
@@ -117,6 +185,7 @@ class Survey:
     associations: Mapping[str, tuple[PartitionRef, ...]] = field(default_factory=dict)
     reference_catalogs: Mapping[str, str] = field(default_factory=dict)
     outside: Mapping[str, str] = field(default_factory=dict)
+    diff_against: str = "nights"
 
     @cached_property
     def run_of(self) -> Mapping[tuple[str, str], Run]:
@@ -125,35 +194,44 @@ class Survey:
 
     @cached_property
     def bands_of(self) -> Mapping[str, tuple[str, ...]]:
-        """Bands with a run, by cell, sorted."""
+        """Bands with a run that was not given up, by cell, sorted."""
         bands: dict[str, list[str]] = {}
         for run in self.runs:
-            bands.setdefault(run.cell, []).append(run.band)
+            if not run.fault:
+                bands.setdefault(run.cell, []).append(run.band)
         return {cell: tuple(sorted(names)) for cell, names in sorted(bands.items())}
 
     @cached_property
     def pairs(self) -> tuple[tuple[str, str], ...]:
-        """(exposure, cell) of every run member, sorted."""
-        return tuple(sorted({(exposure, run.cell) for run in self.runs for exposure in run.members}))
+        """(exposure, cell) of every run member, dropped ones included, run by run."""
+        return tuple((exposure, run.cell) for run in self.runs for exposure in run.everyone)
 
     def members(self, cell: str, band: str) -> tuple[str, ...]:
         """Exposures of the run of this cell and band, sorted; empty where there is no run."""
         run = self.run_of.get((cell, band))
         return tuple(sorted(run.members)) if run else ()
 
+    def used_on(self, cell: str) -> tuple[str, ...]:
+        """Exposures of all runs of a cell that were not given up, dropped members left out; sorted."""
+        return tuple(sorted(e for band in self.bands_of.get(cell, ()) for e in self.run_of[cell, band].members))
+
     def partitions(self, product: str) -> tuple[str, ...]:
-        """All partition keys of a product, sorted."""
+        """All partition keys of a product, in the order of `partition_sets`."""
         kind = get_product(product).partitions
         return self._calibration_keys(product) if kind == CALIBRATIONS else self.partition_sets[kind]
 
     @cached_property
     def partition_sets(self) -> Mapping[str, tuple[str, ...]]:
-        """Partition keys of each partition set (architecture, section 3)."""
+        """Partition keys of each partition set (architecture, section 3), run by run, then the rest sorted.
+
+        In the order of the runs, what is new of a run stands together, so that one Dagster run over a range does it.
+        """
+        used = dict.fromkeys(chain.from_iterable(run.everyone for run in self.runs))
         return {
-            EXPOSURES: tuple(sorted(self.exposures)),
-            EXPOSURE_CELLS: tuple(join_key(*pair) for pair in self.pairs),
-            CELL_BANDS: tuple(join_key(cell, band) for cell, bands in self.bands_of.items() for band in bands),
-            CELLS: tuple(self.bands_of),
+            EXPOSURES: tuple(dict.fromkeys(chain(used, sorted(self.exposures)))),
+            EXPOSURE_CELLS: tuple(f"{exposure}{JOIN}{cell}" for exposure, cell in self.pairs),
+            CELL_BANDS: tuple(f"{run.cell}{JOIN}{run.band}" for run in self.runs),
+            CELLS: tuple(dict.fromkeys(run.cell for run in self.runs)),
             CALIBRATIONS: tuple(sorted(self.calibrations)),
         }
 
@@ -171,15 +249,35 @@ class Survey:
         exposure = self.exposures[partition]
         facts: list = [self.outside.get(f"camera/{exposure.camera}", "")]
         if product == "chips":
-            return [*facts, [[file.chip, file.sha256] for file in exposure.chips]]
+            return [*facts, exposure.content]
         name = self.reference_catalogs.get(exposure.band, self.reference_catalogs.get("*", ""))
-        given = [[file.chip, file.zero_point_mag] for file in exposure.chips]
-        return [*facts, name, self.outside.get(f"refcat/{name}", ""), given]
+        return [*facts, name, self.outside.get(f"refcat/{name}", ""), exposure.content]
 
     def upstream(self, product: str, partition: str) -> tuple[PartitionRef, ...]:
         """What a partition is made from, as (product, partition key), in a fixed order."""
         parts = partition.split("|")
         return tuple(getattr(self, f"_upstream_of_{product}")(*parts))
+
+    def companion(self, exposure: str, cell: str) -> str:
+        """The exposure whose warp this one is subtracted from on a cell; empty where that is a template (LAP-28)."""
+        if self.diff_against != "pair":
+            return ""
+        run = self.run_of.get((cell, self.exposures[exposure].band))
+        one = run.member.get(exposure) if run else None
+        return one.pair if one and one.pairwise and one.pair in run.members else ""
+
+    def reads(self, product: str, partition: str) -> tuple[PartitionRef, ...]:
+        """The partitions whose files are opened when one is made: not those that only have to come first.
+
+        A difference waits for the stacks of its cell, but its template is made from the warps of the other nights.
+        """
+        if product != "diffs":
+            return self.upstream(product, partition)
+        exposure, cell = partition.split(JOIN)
+        companion, mine = self.companion(exposure, cell), self.exposures[exposure]
+        others = self.members(cell, mine.band) if not companion else (companion,)
+        names = [one for one in others if companion or self.exposures[one].night != mine.night]
+        return (("warps", partition), *(("warps", f"{one}{JOIN}{cell}") for one in names))
 
     def _upstream_of_master_biases(self, *_key: str) -> list[PartitionRef]:
         return []
@@ -200,24 +298,32 @@ class Survey:
 
     def _upstream_of_warps(self, exposure: str, cell: str) -> list[PartitionRef]:
         band = self.exposures[exposure].band
-        return [("chips", exposure), ("solutions", exposure), ("joint_solutions", join_key(cell, band))]
+        return [("chips", exposure), ("solutions", exposure), ("joint_solutions", f"{cell}{JOIN}{band}")]
 
     def _upstream_of_stacks(self, cell: str, band: str) -> list[PartitionRef]:
-        return [("warps", join_key(exposure, cell)) for exposure in self.members(cell, band)]
+        return [("warps", f"{exposure}{JOIN}{cell}") for exposure in self.members(cell, band)]
 
     def _upstream_of_diffs(self, exposure: str, cell: str) -> list[PartitionRef]:
-        pair = join_key(exposure, cell)
-        return [("warps", pair), ("stacks", join_key(cell, self.exposures[exposure].band))]
+        band = self.exposures[exposure].band
+        warp = ("warps", f"{exposure}{JOIN}{cell}")
+        companion = self.companion(exposure, cell)
+        if companion:
+            return [warp, ("warps", f"{companion}{JOIN}{cell}")]
+        return [warp, ("stacks", f"{cell}{JOIN}{band}")]
 
     def _upstream_of_streak_masks(self, exposure: str, cell: str) -> list[PartitionRef]:
-        return [("diffs", join_key(exposure, cell))]
+        return [("diffs", f"{exposure}{JOIN}{cell}")]
 
     def _upstream_of_final_stacks(self, cell: str, band: str) -> list[PartitionRef]:
-        pairs = [join_key(exposure, cell) for exposure in self.members(cell, band)]
-        return [("stacks", join_key(cell, band)), *(("warps", p) for p in pairs), *(("streak_masks", p) for p in pairs)]
+        pairs = [f"{exposure}{JOIN}{cell}" for exposure in self.members(cell, band)]
+        return [
+            ("stacks", f"{cell}{JOIN}{band}"),
+            *(("warps", p) for p in pairs),
+            *(("streak_masks", p) for p in pairs),
+        ]
 
     def _upstream_of_object_catalogs(self, cell: str) -> list[PartitionRef]:
-        return [("final_stacks", join_key(cell, band)) for band in self.bands_of.get(cell, ())]
+        return [("final_stacks", f"{cell}{JOIN}{band}") for band in self.bands_of.get(cell, ())]
 
     def _upstream_of_shear_catalogs(self, cell: str) -> list[PartitionRef]:
         return [("object_catalogs", cell), *self._upstream_of_object_catalogs(cell)]
@@ -229,8 +335,14 @@ class Survey:
         return [("shear_catalogs", cell), ("mass_maps", cell)]
 
     def _upstream_of_transients(self, cell: str) -> list[PartitionRef]:
-        pairs = [join_key(e, c) for e, c in self.pairs if c == cell]
+        pairs = [f"{exposure}{JOIN}{cell}" for exposure in self.used_on(cell)]
         return [*(("diffs", p) for p in pairs), *(("streak_masks", p) for p in pairs)]
+
+
+def hash_files(chips: Iterable[ChipFile]) -> str:
+    """Hash over what the files of an exposure hold: bytes and given zero points, by chip."""
+    facts = sorted([one.chip, one.sha256, one.zero_point_mag] for one in chips)
+    return hashlib.sha256(json.dumps(facts, separators=(",", ":")).encode()).hexdigest()
 
 
 def choose_valid(candidates: list[CalibrationSet], night: str) -> CalibrationSet | None:

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 
 from lap_assets.errors import BadInput, NotFound
-from lap_assets.model.cells import ProjectionCell, Skycell
+from lap_assets.model.cells import Outlines, ProjectionCell, Skycell
 from lap_assets.model.ids import check_name
-from lap_assets.model.sphere import Polygon, bounding_cap, unit_vectors
+from lap_assets.model.sphere import Polygon, unit_vectors
 
 __all__ = [
     "LocalTessellation",
@@ -25,6 +25,7 @@ __all__ = [
     "load_tessellation",
 ]
 
+_MOST_CELLS = 1000  # of a local tessellation
 _LARGEST_RADIUS_DEG = 20.0  # of a local cell: beyond it pixels grow by more than 13 % (tangent projection)
 
 
@@ -157,13 +158,13 @@ class RingsTessellation(Tessellation):
         if not polygons:
             return []
         centres, radii = self._caps
-        bounds = [bounding_cap(polygon) for polygon in polygons]
-        reach = np.minimum(radii + np.array([radius for _, radius in bounds])[:, None] + 1e-4, 180.0)
-        near = np.array([centre for centre, _ in bounds]) @ centres.T >= np.cos(np.radians(reach))
+        outlines = Outlines(polygons)
+        reach = np.minimum(radii + outlines.radii_deg.max() + 1e-4, 180.0)
+        near = (outlines.centres @ centres.T).max(axis=0) >= np.cos(np.radians(reach))
         return [
             self.cell_names[number]
-            for number in np.flatnonzero(near.any(axis=0))
-            if any(self._cell(int(number)).overlaps(polygons[i]) for i in np.flatnonzero(near[:, number]))
+            for number in np.flatnonzero(near)
+            if self._cell(int(number)).overlaps_any(outlines)
         ]
 
     def owners(self, ra_deg: np.ndarray, dec_deg: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -194,57 +195,76 @@ class RingsTessellation(Tessellation):
 
 
 class LocalTessellation(Tessellation):
-    """One projection cell anywhere, cut into a grid of skycells; `overlap_px` of each side of a skycell is shared.
+    """Projection cells anywhere, all cut into the same grid of skycells; `overlap_px` of each side of one is shared.
 
-    Neighbours share `2 * overlap_px` pixels, as in RINGS.V3; the cell's outer rim is `overlap_px` wide too.
+    Neighbouring skycells share `2 * overlap_px` pixels, as in RINGS.V3; a cell's outer rim is `overlap_px` wide too.
+    Cells may overlap: a point belongs to the one whose edge is farther.
     """
 
     def __init__(
-        self, name: str, ra_deg: float, dec_deg: float, pixel_scale_arcsec: float, skycell_px: int,
+        self, name: str, centres: Sequence[tuple[float, float]], pixel_scale_arcsec: float, skycell_px: int,
         grid: Sequence[int], overlap_px: int,
     ) -> None:  # fmt: skip
         self.name = check_name(name, "tessellation")
-        _check_local(name, ra_deg, dec_deg, pixel_scale_arcsec, skycell_px, grid, overlap_px)
+        _check_local(name, centres, pixel_scale_arcsec, skycell_px, grid, overlap_px)
         pitch, margin = skycell_px - 2 * overlap_px, overlap_px + 0.5
         self._overlap_px = overlap_px
-        self.only = ProjectionCell(
-            f"{name}.0", float(ra_deg) % 360.0, float(dec_deg), float(pixel_scale_arcsec), (grid[0], grid[1]),
-            (skycell_px, skycell_px), (pitch, pitch), (margin, margin),
+        self.cells = tuple(
+            ProjectionCell(
+                f"{name}.{number}", float(ra) % 360.0, float(dec), float(pixel_scale_arcsec), (grid[0], grid[1]),
+                (skycell_px, skycell_px), (pitch, pitch), (margin, margin),
+            )
+            for number, (ra, dec) in enumerate(centres)
         )  # fmt: skip
         if self.only.radius_deg > _LARGEST_RADIUS_DEG:
             raise BadInput(
                 f"tessellation {name}: its corners lie {self.only.radius_deg:.1f}° from the centre; at most "
                 f"{_LARGEST_RADIUS_DEG:.0f}°, use fewer or smaller skycells, or the rings tessellation"
             )
+        if len({(cell.ra_deg, cell.dec_deg) for cell in self.cells}) < len(self.cells):
+            raise BadInput(f"tessellation {name}: two of its centres are the same; give each cell a place of its own")
+
+    @property
+    def only(self) -> ProjectionCell:
+        """The first cell; the only one of most."""
+        return self.cells[0]
 
     def definition(self) -> dict[str, Any]:
         cell = self.only
+        several = {"centres": [[one.ra_deg, one.dec_deg] for one in self.cells]}
         return {
-            "kind": "local", "name": self.name, "ra_deg": cell.ra_deg, "dec_deg": cell.dec_deg,
+            "kind": "local", "name": self.name,
+            **(several if len(self.cells) > 1 else {"ra_deg": cell.ra_deg, "dec_deg": cell.dec_deg}),
             "pixel_scale_arcsec": cell.pixel_scale_arcsec, "skycell_px": cell.skycell_px[0], "grid": list(cell.grid),
             "overlap_px": self._overlap_px,
         }  # fmt: skip
 
     @property
     def cell_names(self) -> tuple[str, ...]:
-        return (self.only.name,)
+        return tuple(cell.name for cell in self.cells)
 
     def cell(self, name: str) -> ProjectionCell:
-        if name != self.only.name:
-            raise NotFound(f"no cell {name!r} in tessellation {self.name}: its only cell is {self.only.name}")
-        return self.only
+        for cell in self.cells:
+            if cell.name == name:
+                return cell
+        has = f"its only cell is {self.only.name}" if len(self.cells) == 1 else f"it has {', '.join(self.cell_names)}"
+        raise NotFound(f"no cell {name!r} in tessellation {self.name}: {has}")
 
     def cells_overlapping_any(self, polygons: Sequence[Polygon]) -> list[str]:
-        return [self.only.name] if any(self.only.overlaps(polygon) for polygon in polygons) else []
+        if not polygons:
+            return []
+        outlines = Outlines(polygons)
+        return sorted(cell.name for cell in self.cells if cell.overlaps_any(outlines))
 
     def owners(self, ra_deg: np.ndarray, dec_deg: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         ra, dec = _checked_positions(ra_deg, dec_deg)
-        x, y = self.only.sky_to_pixel(ra, dec)
-        inside = (x >= -0.5) & (x < self.only.nx - 0.5) & (y >= -0.5) & (y < self.only.ny - 0.5)
+        depths = np.array([_measure_depth(cell, ra, dec) for cell in self.cells])
+        numbers = np.where(depths.max(axis=0) >= 0.0, depths.argmax(axis=0), -1)
         cells, skycells = np.full(len(ra), "", object), np.full(len(ra), "", object)
-        cells[inside] = self.only.name
-        if inside.any():
-            skycells[inside] = _owning_names(self.only, ra[inside], dec[inside])
+        for number, here in _group(numbers):
+            if number >= 0:
+                cells[here] = self.cells[number].name
+                skycells[here] = _owning_names(self.cells[number], ra[here], dec[here])
         return cells, skycells
 
 
@@ -255,7 +275,8 @@ def load_tessellation(definition: Mapping[str, Any]) -> Tessellation:
     ----------
     definition : mapping
         `{"kind": "rings", "name": "rings.v3"}`, or `{"kind": "local", "name", "ra_deg", "dec_deg",
-        "pixel_scale_arcsec", "skycell_px", "grid": [columns, rows], "overlap_px"}`.
+        "pixel_scale_arcsec", "skycell_px", "grid": [columns, rows], "overlap_px"}`, where `"centres": [[ra_deg,
+        dec_deg], ...]` instead of the one centre makes several cells `NAME.0`, `NAME.1`, ….
 
     Raises
     ------
@@ -264,29 +285,41 @@ def load_tessellation(definition: Mapping[str, Any]) -> Tessellation:
     """
     keys = {
         "rings": {"name"},
-        "local": {"name", "ra_deg", "dec_deg", "pixel_scale_arcsec", "skycell_px", "grid", "overlap_px"},
+        "local": {"name", "centres", "pixel_scale_arcsec", "skycell_px", "grid", "overlap_px"},
     }
     kind = definition.get("kind")
     if kind not in keys:
         raise BadInput(f"tessellation of unknown kind {kind!r}: use 'rings' or 'local'")
     values = {key: value for key, value in definition.items() if key != "kind"}
+    if kind == "local" and "centres" not in values:
+        keys["local"] |= {"ra_deg", "dec_deg"}
+        keys["local"] -= {"centres"}
     wrong = sorted(set(values) ^ keys[kind])
     if wrong:
         raise BadInput(
             f"tessellation of kind {kind}: unknown or missing {', '.join(wrong)}; "
             f"it needs {', '.join(sorted(keys[kind]))}"
         )
-    return RingsTessellation(**values) if kind == "rings" else LocalTessellation(**values)
+    if kind == "rings":
+        return RingsTessellation(**values)
+    if "centres" not in values:
+        values["centres"] = [[values.pop("ra_deg"), values.pop("dec_deg")]]
+    return LocalTessellation(**values)
 
 
 def _check_local(
-    name: str, ra_deg: Any, dec_deg: Any, pixel_scale_arcsec: Any, skycell_px: Any, grid: Any, overlap_px: Any
+    name: str, centres: Any, pixel_scale_arcsec: Any, skycell_px: Any, grid: Any, overlap_px: Any
 ) -> None:
     what = f"tessellation {name}"
-    for label, value in (("ra_deg", ra_deg), ("dec_deg", dec_deg), ("pixel_scale_arcsec", pixel_scale_arcsec)):
+    if not isinstance(centres, list | tuple) or not 1 <= len(centres) <= _MOST_CELLS:
+        raise BadInput(f"{what}: centres must be a list of 1 to {_MOST_CELLS} pairs [ra_deg, dec_deg]")
+    if not all(isinstance(one, list | tuple) and len(one) == 2 for one in centres):
+        raise BadInput(f"{what}: each of centres must be a pair [ra_deg, dec_deg]")
+    numbers = [pair for one in centres for pair in zip(("ra_deg", "dec_deg"), one, strict=True)]
+    for label, value in (*numbers, ("pixel_scale_arcsec", pixel_scale_arcsec)):
         if not isinstance(value, int | float) or isinstance(value, bool) or not np.isfinite(value):
             raise BadInput(f"{what}: {label} {value!r} is no finite number")
-    if abs(dec_deg) > 90.0 or pixel_scale_arcsec <= 0.0:
+    if max(abs(dec) for _, dec in centres) > 90.0 or pixel_scale_arcsec <= 0.0:
         raise BadInput(f"{what}: dec_deg must lie within ±90 and pixel_scale_arcsec be > 0")
     if not isinstance(grid, list | tuple) or len(grid) != 2 or not all(type(n) is int and 1 <= n <= 1000 for n in grid):
         raise BadInput(f"{what}: grid {grid!r} must be two whole numbers, columns and rows, from 1 to 1000")
@@ -316,6 +349,13 @@ def _owning_names(cell: ProjectionCell, ra: np.ndarray, dec: np.ndarray) -> np.n
     found, place = np.unique(cell.grid[0] * rows + columns, return_inverse=True)
     names = [cell.skycell_name(int(number % cell.grid[0]), int(number // cell.grid[0])) for number in found]
     return np.array(names, object)[place]
+
+
+def _measure_depth(cell: ProjectionCell, ra_deg: np.ndarray, dec_deg: np.ndarray) -> np.ndarray:
+    """Distance in pixels of positions (n,) to the nearest outer edge of the cell; -1 outside."""
+    x, y = cell.sky_to_pixel(ra_deg, dec_deg)
+    inside = (x >= -0.5) & (x < cell.nx - 0.5) & (y >= -0.5) & (y < cell.ny - 0.5)
+    return np.where(inside, np.min([x + 0.5, cell.nx - 0.5 - x, y + 0.5, cell.ny - 0.5 - y], axis=0), -1.0)
 
 
 def _depth_px(cell: ProjectionCell, ra_deg: np.ndarray, dec_deg: np.ndarray) -> np.ndarray:

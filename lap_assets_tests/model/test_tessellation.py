@@ -13,6 +13,10 @@ LOCAL = {
     "kind": "local", "name": "demo", "ra_deg": 150.0, "dec_deg": 2.0, "pixel_scale_arcsec": 0.4, "skycell_px": 300,
     "grid": [3, 2], "overlap_px": 20,
 }  # fmt: skip
+# a neighbour that overlaps the first, and one far away
+SEVERAL = {key: value for key, value in LOCAL.items() if key not in ("ra_deg", "dec_deg")} | {
+    "centres": [[150.0, 2.0], [150.07, 2.0], [148.0, 2.5]]
+}
 RINGS = load_tessellation({"kind": "rings", "name": "rings.v3"})
 
 
@@ -168,13 +172,73 @@ def test_definitions_are_canonical_and_complete():
         ({"dec_deg": 91.0}, "dec_deg"), ({"pixel_scale_arcsec": 0.0}, "pixel_scale_arcsec"), ({"grid": [0, 1]}, "grid"),
         ({"grid": [2.5, 1]}, "grid"), ({"grid": 3}, "grid"), ({"overlap_px": -1}, "overlap_px"),
         ({"overlap_px": 150}, "overlap_px"), ({"skycell_px": 1e3}, "skycell_px"),
-        ({"skycell_px": 10**6}, "corners lie"),
+        ({"skycell_px": 10**6}, "corners lie"), ({"centres": [[1.0, 2.0]]}, "ra_deg"),
     ],
 )  # fmt: skip
 def test_definitions_that_cannot_be_used(change, said):
     with pytest.raises(BadInput, match=said) as error:
         load_tessellation(LOCAL | change)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("centres", "said"),
+    [
+        ([], "1 to 1000 pairs"), ("150,2", "1 to 1000 pairs"), ([[150.0]], "must be a pair"), ([150.0, 2.0], "a pair"),
+        ([[150.0, 2.0], [150.0, 91.0]], "dec_deg"), ([[150.0, 2.0], ["x", 2.0]], "ra_deg"),
+        ([[150.0, 2.0], [510.0, 2.0]], "two of its centres are the same"), ([[0.0, 0.0]] * 1001, "1 to 1000 pairs"),
+    ],
+)  # fmt: skip
+def test_centres_that_cannot_be_used(centres, said):
+    with pytest.raises(BadInput, match=said) as error:
+        load_tessellation(SEVERAL | {"centres": centres})
+    assert "\n" not in str(error.value)
+
+
+def test_a_local_tessellation_may_have_several_cells():
+    """Each has the grid of the others; a definition with one centre is the same as one without the list."""
+    sky = load_tessellation(SEVERAL)
+    assert sky.cell_names == ("demo.0", "demo.1", "demo.2")
+    assert sky.definition() == SEVERAL and load_tessellation(sky.definition()).cells == sky.cells
+    alone = load_tessellation(LOCAL)
+    assert sky.cell("demo.0") == alone.only
+    assert list(sky.cell("demo.2").skycells) == list(alone.only.skycells)
+    assert (sky.cell("demo.1").ra_deg, sky.cell("demo.1").dec_deg) == (150.07, 2.0)
+    assert load_tessellation(SEVERAL | {"centres": [[150.0, 2.0]]}).definition() == LOCAL
+    with pytest.raises(NotFound, match=r"it has demo\.0, demo\.1, demo\.2"):
+        sky.cell("demo.3")
+
+
+def test_cells_of_a_local_tessellation_overlap_what_lies_on_them():
+    sky = load_tessellation(SEVERAL)
+    assert sky.cells_overlapping(box(150.035, 2.0, 0.001)) == ["demo.0", "demo.1"]
+    assert sky.cells_overlapping(box(150.07, 2.0, 0.001)) == ["demo.1"]
+    assert sky.cells_overlapping_any([box(150.0, 2.0, 0.001), box(148.0, 2.5, 0.001)]) == ["demo.0", "demo.2"]
+    assert sky.cells_overlapping(box(10.0, 50.0, 0.001)) == []
+
+
+def test_where_local_cells_overlap_the_one_with_the_farther_edge_owns():
+    """As near the poles of RINGS.V3: every point has one owner, and it holds the point deepest."""
+    sky = load_tessellation(SEVERAL)
+    rng = np.random.default_rng(3)
+    ra, dec = 150.0 + rng.uniform(-0.08, 0.14, 2000), 2.0 + rng.uniform(-0.05, 0.05, 2000)
+    cells, skycells = sky.owners(ra, dec)
+    depths = []
+    for cell in sky.cells:
+        x, y = cell.sky_to_pixel(ra, dec)
+        np.testing.assert_allclose(WCS(cell.header()).all_world2pix(ra[:9], dec[:9], 0), (x[:9], y[:9]), atol=1e-6)
+        depths.append(np.min([x + 0.5, cell.nx - 0.5 - x, y + 0.5, cell.ny - 0.5 - y], axis=0))
+        # the skycell is the one that a tessellation of this cell alone names
+        alone = load_tessellation(LOCAL | {"ra_deg": cell.ra_deg, "dec_deg": cell.dec_deg})
+        mine = cells == cell.name
+        assert (alone.owners(ra[mine], dec[mine])[1] == skycells[mine]).all()
+    deepest = np.array([*sky.cell_names])[np.argmax(depths, axis=0)]
+    inside = np.array(depths) >= 0.0
+    assert (cells == np.where(inside.any(axis=0), deepest, "")).all()
+    assert ((cells == "") == (skycells == "")).all()
+    shared = (inside.sum(axis=0) > 1).sum()
+    assert shared > 100
+    assert sky.owner(330.0, -2.0) is None
 
 
 def test_missing_keys_and_cells_are_named():
