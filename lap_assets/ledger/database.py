@@ -64,6 +64,9 @@ class Database:
             self.engine = sa.create_engine(
                 self.url, pool_pre_ping=True, pool_size=2, connect_args={"connect_timeout": 10}
             )
+            if create:
+                with self._translated(), self.engine.begin() as connection:
+                    _make_schema(connection)
             self._reader = self.engine.execution_options(isolation_level="REPEATABLE READ")
         self._writer = self.engine.execution_options(**{_WRITES: True})
 
@@ -83,6 +86,15 @@ class Database:
         """A transaction that writes; all of it or nothing."""
         with self._translated(), self._writer.begin() as connection:
             yield connection
+
+    @contextmanager
+    def rehearsing(self) -> Iterator[Connection]:
+        """A transaction whose writes only itself sees: they are taken back at its end."""
+        with self._translated(), self._writer.connect() as connection, connection.begin() as transaction:
+            try:
+                yield connection
+            finally:
+                transaction.rollback()
 
     def now(self, connection: Connection) -> float:
         """Seconds since 1970."""
@@ -183,6 +195,24 @@ def _sqlite_engine(path: Path, create: bool, busy_seconds: float) -> Engine:
         connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
 
     return engine
+
+
+def is_among(connection: Connection, column: sa.ColumnElement[str], query: sa.Select) -> sa.ColumnElement[bool]:
+    """The condition that a column, indexed, is one of the values a query gives, found by that index whatever the sizes.
+
+    A join makes SQLite scan the table for each value; IN makes PostgreSQL hash the whole table.
+    """
+    if connection.dialect.name == "postgresql":
+        return column == sa.any_(sa.func.array(query.scalar_subquery()))
+    return column.in_(query)
+
+
+def _make_schema(connection: Connection) -> None:
+    """Make the schema the URL names (`options=-csearch_path=NAME`), where it is not there yet."""
+    if connection.execute(sa.select(sa.func.current_schema())).scalar_one() is None:
+        path = connection.execute(sa.select(sa.func.current_setting("search_path"))).scalar_one()
+        name = path.split(",")[0].strip().strip('"')
+        connection.execute(sa.schema.CreateSchema(name, if_not_exists=True))
 
 
 def _one_line(error: DBAPIError) -> str:

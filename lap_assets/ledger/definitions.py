@@ -5,7 +5,7 @@ alone, the same id with other bytes is a conflict. Runs are `runs.py`'s.
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -17,7 +17,9 @@ from lap_assets.ledger.leases import take_number
 from lap_assets.ledger.records import (
     EXPOSURE_FIELDS,
     Added,
+    SequenceRow,
     chip_values,
+    derived_values,
     exposure_values,
     frame_values,
     read_chip,
@@ -60,6 +62,17 @@ def read_exposures(connection: Connection, ids: Iterable[str] | None = None) -> 
     }
 
 
+def read_files(connection: Connection, ids: Iterable[str]) -> dict[str, tuple[str, ...]]:
+    """Paths of the files of exposures, sorted, each once: chips may share one."""
+    wanted, found = sorted(set(ids)), defaultdict(set)
+    columns = (chip_file.c.exposure, chip_file.c.path, chip_file.c.variance_path, chip_file.c.mask_path)
+    for start in range(0, len(wanted), _MANY):
+        here = chip_file.c.exposure.in_(wanted[start : start + _MANY])
+        for exposure_id, *paths in connection.execute(sa.select(*columns).where(here).distinct()):
+            found[exposure_id].update(path for path in paths if path)
+    return {exposure_id: tuple(sorted(paths)) for exposure_id, paths in sorted(found.items())}
+
+
 def write_exposures(connection: Connection, exposures: Iterable[Exposure]) -> tuple[Added, list[Exposure]]:
     """Insert or complete exposures; returns what became of them and those that changed the ledger."""
     given = list(exposures)
@@ -74,12 +87,15 @@ def write_exposures(connection: Connection, exposures: Iterable[Exposure]) -> tu
         if problem:
             conflicts.append((one.chips[0].path, problem))
         elif new:
+            merged = {chip.chip: chip for chip in (before.chips if before else ())} | {chip.chip: chip for chip in new}
+            whole = replace(one, chips=tuple(merged[name] for name in sorted(merged)))
             if before is None:
-                connection.execute(sa.insert(exposure).values(exposure_values(one)))
+                connection.execute(sa.insert(exposure).values(exposure_values(one) | derived_values(whole)))
+            else:
+                connection.execute(sa.update(exposure).where(exposure.c.id == one.id).values(derived_values(whole)))
             _replace_chips(connection, one.id, new)
             changed.append(one)
-            merged = {chip.chip: chip for chip in (before.chips if before else ())} | {chip.chip: chip for chip in new}
-            known[one.id] = replace(one, chips=tuple(merged[name] for name in sorted(merged)))
+            known[one.id] = whole
     return Added(len(changed), len(given) - len(changed) - len(conflicts), tuple(conflicts)), changed
 
 
@@ -125,12 +141,24 @@ def _replace_chips(connection: Connection, id_: str, chips: Sequence[ChipFile]) 
     connection.execute(sa.insert(chip_file), [chip_values(chip) | {"exposure": id_} for chip in chips])
 
 
-def read_calibrations(connection: Connection, usable_only: bool = False) -> dict[str, CalibrationSet]:
-    """Calibration sets by key, sorted; without rejected ones if only usable ones are asked for."""
+def read_calibrations(
+    connection: Connection, usable_only: bool = False, keys: Collection[str] | None = None
+) -> dict[str, CalibrationSet]:
+    """Calibration sets by key, sorted; without rejected ones if only usable ones are asked for.
+
+    Where `keys` are given only those have their frames, and these no footprints.
+    """
     frames: dict[str, list[ChipFile]] = defaultdict(list)
-    order = (calibration_frame.c.calibration, calibration_frame.c.path, calibration_frame.c.chip)
-    for row in connection.execute(sa.select(calibration_frame).order_by(*order)).mappings():
-        frames[row["calibration"]].append(read_chip(row))
+    table = calibration_frame.c
+    order = (table.calibration, table.path, table.chip)
+    if keys is None:
+        for row in connection.execute(sa.select(calibration_frame).order_by(*order)).mappings():
+            frames[row["calibration"]].append(read_chip(row))
+    elif keys:
+        columns = (table.calibration, table.chip, table.path, table.hdu, table.sha256)
+        some = sa.select(*columns).where(table.calibration.in_(sorted(keys))).order_by(*order)
+        for key, chip, path, hdu, sha256 in connection.execute(some).all():
+            frames[key].append(ChipFile(chip, path, hdu, (), sha256))
     query = sa.select(calibration_set).order_by(calibration_set.c.key)
     if usable_only:
         query = query.where(calibration_set.c.state != "rejected")
@@ -241,10 +269,10 @@ def write_sequence(connection: Connection, name: str, description: str) -> tuple
     return True, number
 
 
-def read_sequences(connection: Connection) -> dict[str, str]:
-    """Description of each sequence, by name in order of their numbers."""
+def read_sequences(connection: Connection) -> list[SequenceRow]:
+    """Sequences, in order of their numbers."""
     query = sa.select(lap_sequence).order_by(lap_sequence.c.seq_id)
-    return {row.name: row.description for row in connection.execute(query)}
+    return [SequenceRow(row.seq_id, row.name, row.description) for row in connection.execute(query)]
 
 
 def read_tessellations(connection: Connection) -> list[str]:

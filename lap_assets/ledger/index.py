@@ -4,19 +4,22 @@ The files are the truth; this index answers at once what scheduling asks. Each f
 """
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 from typing import Any, Protocol
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
+from lap_assets.errors import BadInput
 from lap_assets.ledger.records import UnitRow
 from lap_assets.ledger.tables import partition, unit
 from lap_assets.model.ids import DataId
 from lap_assets.model.products import CALIBRATION_COLLECTION, home_of
-from lap_assets.model.states import CORRUPT, DROPPED, FAILED, PartitionState
+from lap_assets.model.states import CORRUPT, DONE, DROPPED, FAILED, GONE, GOTO_CLEANED, PartitionState
 from lap_assets.model.survey import PartitionRef
+
+FILED = GONE | {DONE}  # there are, or were, files
 
 
 class Report(Protocol):
@@ -99,10 +102,15 @@ def read_states(connection: Connection, collection: str) -> dict[PartitionRef, P
     }
 
 
-def read_counts(connection: Connection, collection: str) -> dict[PartitionRef, Mapping[str, int]]:
-    """Number of units by state of every partition of a collection, masters included."""
-    query = sa.select(partition).where(partition.c.collection.in_([collection, CALIBRATION_COLLECTION]))
-    return {(row.product, row.partition): dict(row.n_units) for row in connection.execute(query)}
+def read_counts(
+    connection: Connection, collection: str, products: Collection[str] | None = None
+) -> dict[PartitionRef, Mapping[str, int]]:
+    """Number of units by state of every partition of a collection, masters included; of all products or these."""
+    query = sa.select(partition.c.product, partition.c.partition, partition.c.n_units)
+    query = query.where(partition.c.collection.in_([collection, CALIBRATION_COLLECTION]))
+    if products is not None:
+        query = query.where(partition.c.product.in_(sorted(products)))
+    return {(row[0], row[1]): dict(row[2]) for row in connection.execute(query)}
 
 
 def read_units(
@@ -126,6 +134,12 @@ def read_units(
     return sorted(rows, key=lambda row: row.data_id)
 
 
+def sum_bytes(connection: Connection) -> int:
+    """Bytes of all units that have files, of all collections."""
+    query = sa.select(sa.func.sum(unit.c.bytes)).where(unit.c.state.in_([DONE, GOTO_CLEANED]))
+    return int(connection.execute(query).scalar_one() or 0)
+
+
 def forget_attempts(connection: Connection, collection: str, dropped: bool = False) -> None:
     """Let every failed partition of a collection be tried afresh, with `dropped` also those given up."""
     homes = partition.c.collection.in_([collection, CALIBRATION_COLLECTION])
@@ -136,6 +150,33 @@ def forget_attempts(connection: Connection, collection: str, dropped: bool = Fal
         named = sa.tuple_(partition.c.product, partition.c.partition).in_(given_up)
         these = sa.or_(partition.c.state == DROPPED, named)
         connection.execute(sa.update(partition).where(homes, these).values(state=FAILED, attempts=0))
+
+
+def mark_partitions(
+    connection: Connection, now: float, collection: str, refs: Iterable[PartitionRef], state: str, reason: str
+) -> list[PartitionRef]:
+    """Set the state of partitions that are done, or cleaned, and of their units that are; returns those changed.
+
+    Hashes stay, so that nothing made from them is made again.
+    """
+    if state not in FILED:
+        raise BadInput(f"partitions can be marked {', '.join(sorted(FILED))}, not {state!r}")
+    changed = []
+    for product, key in sorted(set(refs)):
+        place = (home_of(collection, product), product, key)
+        where = (partition.c.collection == place[0], partition.c.product == product, partition.c.partition == key)
+        row = connection.execute(sa.select(partition.c.state, partition.c.n_units).where(*where)).one_or_none()
+        if row is None or row.state not in FILED or row.state == state:
+            continue
+        counts: Counter[str] = Counter()
+        for name, count in row.n_units.items():
+            counts[state if name in FILED else name] += count
+        values = {"state": state, "reason": reason, "updated": now, "n_units": dict(sorted(counts.items()))}
+        connection.execute(sa.update(partition).where(*where).values(values))
+        filed = (*_place(*place), unit.c.state.in_(sorted(FILED)))
+        connection.execute(sa.update(unit).where(*filed).values(state=state, updated=now))
+        changed.append((product, key))
+    return changed
 
 
 def forget_unit(connection: Connection, now: float, data_id: DataId, reason: str) -> None:

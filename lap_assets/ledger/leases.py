@@ -4,6 +4,7 @@ The fencing number only ever grows, whoever takes the lease; publishing compares
 through its expiry cannot overwrite its successor's product.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import sqlalchemy as sa
@@ -13,6 +14,7 @@ from lap_assets.errors import BadInput, Conflict
 from lap_assets.ledger.tables import counter, lease
 
 FENCE = "fence"
+_MANY = 500  # keys per IN list
 
 
 @dataclass(frozen=True)
@@ -27,9 +29,17 @@ class Lease:
 
 def take_number(connection: Connection, name: str) -> int:
     """The next number of a counter, from 1; concurrent writers wait for one another."""
-    changed = connection.execute(sa.update(counter).where(counter.c.name == name).values(value=counter.c.value + 1))
-    if not changed.rowcount:
-        connection.execute(sa.insert(counter).values(name=name, value=1))
+    return add_numbers(connection, name, 1)
+
+
+def add_numbers(connection: Connection, name: str, count: int) -> int:
+    """The last of the next `count` numbers of a counter; concurrent writers wait for one another."""
+    more = sa.update(counter).where(counter.c.name == name).values(value=counter.c.value + count)
+    if not connection.execute(more).rowcount:
+        # two first takers: the second one waits here for the first, and goes on from its number
+        first = "INSERT INTO counter (name, value) VALUES (:name, 0) ON CONFLICT (name) DO NOTHING"
+        connection.execute(sa.text(first), {"name": name})
+        connection.execute(more)
     return connection.execute(sa.select(counter.c.value).where(counter.c.name == name)).scalar_one()
 
 
@@ -69,6 +79,42 @@ def release_lease(connection: Connection, held: Lease) -> None:
     """Give a lease back; raises `Conflict` if it was taken over meanwhile."""
     if not connection.execute(_own(sa.delete(lease), held)).rowcount:
         raise _lost(connection, held)
+
+
+def claim_leases(connection: Connection, now: float, keys: Sequence[str], owner: str, seconds: float) -> list[str]:
+    """Take those leases that are free or expired, whoever had them; returns their keys in the order given."""
+    if seconds <= 0.0:
+        raise BadInput(f"a claim for {seconds} s is none: give a positive time")
+    wanted = list(dict.fromkeys(keys))
+    if not wanted:
+        return []
+    take_number(connection, FENCE)  # makes concurrent takers wait for one another
+    held: set[str] = set()
+    for start in range(0, len(wanted), _MANY):
+        batch = wanted[start : start + _MANY]
+        alive = sa.select(lease.c.key).where(lease.c.key.in_(batch), lease.c.expires > now)
+        held |= set(connection.execute(alive).scalars())
+        connection.execute(sa.delete(lease).where(lease.c.key.in_(batch), lease.c.expires <= now))
+    free = [key for key in wanted if key not in held]
+    if free:
+        last = add_numbers(connection, FENCE, len(free))
+        rows = [
+            {"key": key, "owner": owner, "fence": last - i, "heartbeat": now, "expires": now + seconds}
+            for i, key in enumerate(reversed(free))
+        ]
+        connection.execute(sa.insert(lease), rows)
+    return free
+
+
+def extend_leases(connection: Connection, now: float, owner: str, seconds: float) -> int:
+    """Push the expiry of all leases of an owner that are alive; how many."""
+    mine = (lease.c.owner == owner, lease.c.expires > now)
+    return connection.execute(sa.update(lease).where(*mine).values(heartbeat=now, expires=now + seconds)).rowcount
+
+
+def release_owner(connection: Connection, owner: str) -> int:
+    """Give back all leases of an owner; how many."""
+    return connection.execute(sa.delete(lease).where(lease.c.owner == owner)).rowcount
 
 
 def _own(statement: sa.Update | sa.Delete, held: Lease) -> sa.Update | sa.Delete:

@@ -11,29 +11,29 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from lap_assets.errors import BadInput
-from lap_assets.ledger import definitions, index, leases, rebuild, records, runs
+from lap_assets.errors import BadInput, Conflict
+from lap_assets.ledger import definitions, index, leases, rebuild, records, runs, selection, steps
 from lap_assets.ledger.database import BUSY_SECONDS, Database
 from lap_assets.ledger.leases import Lease
-from lap_assets.ledger.records import Added, ManifestRow, MemberRow, Region, RunRow, UnitRow
-from lap_assets.ledger.survey import build_survey
+from lap_assets.ledger.questions import DEFAULT_SEQUENCE, Questions
+from lap_assets.ledger.records import Added, ManifestRow, MemberRow, RunRow
 from lap_assets.ledger.tables import REVISION, lease, metadata
-from lap_assets.model.ids import DataId
+from lap_assets.model.decisions import DROP_MEMBER, FAULT, Step
+from lap_assets.model.ids import DataId, check_name
 from lap_assets.model.products import home_of
-from lap_assets.model.states import PartitionState
-from lap_assets.model.survey import CalibrationSet, Exposure, PartitionRef, Survey
-from lap_assets.model.tessellation import Tessellation
+from lap_assets.model.regions import Region
+from lap_assets.model.states import DONE, PartitionState
+from lap_assets.model.survey import CalibrationSet, Exposure, PartitionRef
 
-DEFAULT_SEQUENCE = "main"
 _PER_ENTRY = 100  # exposures per journal entry
 Journal = Callable[[dict[str, Any]], None]
 
 
-class Ledger:
+class Ledger(Questions):
     """One ledger; safe to share between threads. Make it with `open` or `create`."""
 
     def __init__(self, database: Database, journal: Journal | None = None) -> None:
-        self._database = database
+        super().__init__(database)
         self._journal = journal or (lambda entry: None)
 
     @classmethod
@@ -115,16 +115,75 @@ class Ledger:
                 self._journal({"kind": "tessellation", "definition": canonical})
         return new
 
-    def define_sequence(self, name: str = DEFAULT_SEQUENCE, description: str = "") -> int:
-        """Register a sequence, that is a collection; returns its number, known or new (LAP-01, LAP-09)."""
-        with self._database.writing() as connection:
-            return self._define_sequence(connection, name, description)
+    def define_sequence(self, name: str = DEFAULT_SEQUENCE, description: str = "", exist_ok: bool = True) -> int:
+        """Register a sequence, that is a collection; returns its number (LAP-01, LAP-09).
 
-    def _define_sequence(self, connection: Connection, name: str, description: str = "") -> int:
+        One that is known is left as it is; without `exist_ok` it raises `Conflict`.
+        """
+        with self._database.writing() as connection:
+            return self._define_sequence(connection, name, description, exist_ok)
+
+    def _define_sequence(self, connection: Connection, name: str, description: str = "", exist_ok: bool = True) -> int:
         new, number = definitions.write_sequence(connection, name, description)
         if new:
             self._journal({"kind": "sequence", "name": name, "description": description})
+        elif not exist_ok:
+            raise Conflict(f"sequence {name!r} is number {number} already: choose another name")
         return number
+
+    def define_run(
+        self,
+        sequence: str,
+        tessellation: str,
+        cell: str,
+        band: str,
+        *,
+        region: Region | None = None,
+        obs_mode: str | None = "3PI",
+        label: str = "",
+        dist_group: str = "",
+        priority: int = 0,
+    ) -> RunRow:
+        """Define one new run of one cell in one band, with its members; queues nothing (LAP-10 to LAP-13).
+
+        Parameters
+        ----------
+        region : Cone, Box or Polygon, optional
+            Take only exposures whose pointing or any chip corner lies in it; None: all that overlap the cell.
+        obs_mode : str or None
+            Take only exposures of this mode; None: of any.
+
+        Raises
+        ------
+        Conflict
+            The run exists.
+        NotFound
+            No such sequence, tessellation or cell.
+        BadInput
+            A name that is none, or nothing to process.
+        """
+        check_name(band, "filter")
+        with self._database.writing() as connection:
+            seq_id, (tess_id, sky) = (
+                runs.find_sequence(connection, sequence), runs.find_tessellation(connection, tessellation)
+            )  # fmt: skip
+            found = selection.select_members(connection, sky, [band], [cell], obs_mode, region)
+            runs.check_new(connection, seq_id, tess_id, cell, band)
+            if not found:
+                raise BadInput(
+                    f"no exposure for cell {cell} in {band}"
+                    + (f" with obs_mode {obs_mode}" if obs_mode else "")
+                    + (" in that region" if region else "")
+                    + ": ingest some first, or choose otherwise"
+                )
+            number, now = leases.take_number(connection, "lap_id"), self._database.now(connection)
+            run = RunRow(number, sequence, tessellation, cell, band, "new", now, label=label, dist_group=dist_group,
+                         priority=priority, seq_id=seq_id, tess_id=tess_id)  # fmt: skip
+            self._journal_run(run, runs.write_run(connection, run, found[cell, band]))
+        return run
+
+    def _journal_run(self, run: RunRow, members: list[MemberRow]) -> None:
+        self._journal({"kind": "run", "run": asdict(run), "members": [asdict(one) for one in members]})
 
     def define_runs(
         self,
@@ -134,7 +193,7 @@ class Ledger:
         bands: Collection[str] | None = None,
         cells: Collection[str] | None = None,
         obs_mode: str | None = None,
-        cone: Region | None = None,
+        region: Region | None = None,
         label: str = "",
         dist_group: str = "",
     ) -> list[RunRow]:
@@ -146,8 +205,8 @@ class Ledger:
             Defined on the way if it is new.
         tessellation : str
             Name of a registered one.
-        bands, cells, obs_mode, cone
-            Take only these; None: all that was ingested.
+        bands, cells, obs_mode, region
+            Take only these; None: all that was ingested. Of a region (Cone, Box, Polygon) as in `define_run` (LAP-16).
 
         Returns
         -------
@@ -156,81 +215,79 @@ class Ledger:
         """
         with self._database.reading() as connection:
             _, sky = runs.find_tessellation(connection, tessellation)
-            members = runs.select_members(connection, sky, bands, cells, obs_mode, cone)
+            members = selection.select_members(connection, sky, bands, cells, obs_mode, region)
         with self._database.writing() as connection:
             self._define_sequence(connection, sequence)
             now = self._database.now(connection)
             changed = runs.write_runs(connection, now, sequence, tessellation, members, label, dist_group)
             for run, new in changed:
-                self._journal({"kind": "run", "run": asdict(run), "members": [asdict(one) for one in new]})
+                self._journal_run(run, new)
         return [run for run, _ in changed]
 
-    def drop_member(self, lap_id: int, exposure: str) -> None:
+    # -- what becomes of runs -----------------------------------------------------------------------------------------
+
+    def apply(self, todo: Iterable[Step]) -> None:
+        """Carry out what was decided about runs and members, all of it or nothing; what no longer fits is left out."""
+        given = list(todo)
+        if given:
+            with self._database.writing() as connection:
+                done = steps.apply_steps(connection, given)
+                if done:
+                    self._journal({"kind": "steps", "steps": done})
+
+    def drop_member(self, lap_id: int, exposure: str, reason: str = "dropped by hand") -> None:
         """Never use an exposure again in a run (LAP-24)."""
+        self.apply([Step(lap_id, DROP_MEMBER, exposure, reason=reason)])
+
+    def cancel(self, lap_id: int, reason: str) -> None:
+        """End a run that is not full: nothing more is done for it, and what was is cleaned; `reopen` takes it back."""
+        self.apply([Step(lap_id, FAULT, value=str(steps.CANCELLED), reason=reason)])
+
+    def reopen(self, lap_id: int, reason: str) -> None:
+        """Let a run that ended go on: members but dropped ones are active again; its final set is none any more."""
         with self._database.writing() as connection:
-            runs.drop_member(connection, lap_id, exposure)
-            self._journal({"kind": "drop", "lap_id": lap_id, "exposure": exposure})
+            runs.open_again(connection, lap_id, "run")
+            self._journal({"kind": "reopened", "lap_id": lap_id, "reason": reason})
 
-    def set_run_state(self, lap_id: int, state: str) -> None:
-        """Set the state of a run: new, run or full (LAP-03)."""
+    def readmit(self, collection: str = DEFAULT_SEQUENCE) -> list[int]:
+        """Take dropped exposures up again, because a person says so; returns the runs that are open again for it."""
         with self._database.writing() as connection:
-            runs.set_run_state(connection, lap_id, state)
-            self._journal({"kind": "run_state", "lap_id": lap_id, "state": state})
+            lap_ids = runs.find_dropped(connection, collection)
+            for lap_id in lap_ids:
+                runs.open_again(connection, lap_id, "run", dropped=True)
+                self._journal({"kind": "reopened", "lap_id": lap_id, "reason": "dropped ones again", "dropped": True})
+        return lap_ids
 
-    # -- questions --------------------------------------------------------------------------------------------------
+    def set_priority(self, lap_id: int, priority: int) -> None:
+        """Runs of higher priority come first."""
+        self._set_run(lap_id, priority=int(priority))
 
-    def survey(self, collection: str = DEFAULT_SEQUENCE) -> Survey:
-        """The picture of one collection, from one consistent state of the ledger."""
-        with self._database.reading() as connection:
-            return build_survey(connection, collection)
+    def pause(self, lap_id: int, paused: bool = True) -> None:
+        """Let nothing more begin for a run, or let it go on."""
+        self._set_run(lap_id, paused=bool(paused))
 
-    def exposures(self) -> dict[str, Exposure]:
-        """All exposures ingested, by id, whether or not a run uses them."""
-        with self._database.reading() as connection:
-            return definitions.read_exposures(connection)
+    def look_again(self, lap_id: int) -> None:
+        """Let cleanup look at a run again: files made for it came back."""
+        self._set_run(lap_id, cleaned=False)
 
-    def runs(self, sequence: str | None = None) -> list[RunRow]:
-        """Runs in order of their numbers."""
-        with self._database.reading() as connection:
-            return runs.read_runs(connection, sequence)
+    def _set_run(self, lap_id: int, **values: Any) -> None:
+        with self._database.writing() as connection:
+            steps.set_run_values(connection, lap_id, **values)
+            self._journal({"kind": "run_values", "lap_id": lap_id, "values": values})
 
-    def members(self, lap_id: int) -> list[MemberRow]:
-        """Members of a run, dropped ones included."""
-        with self._database.reading() as connection:
-            return runs.read_members(connection, lap_id)
+    def retire(self, collection: str, lap_ids: Iterable[int]) -> list[int]:
+        """Take cleaned runs out of the partition sets of the user interface; returns those that were not yet."""
+        with self._database.writing() as connection:
+            new = steps.retire_runs(connection, collection, lap_ids)
+            if new:
+                self._journal({"kind": "retired", "collection": collection, "lap_ids": new})
+        return new
 
-    def sequences(self) -> dict[str, str]:
-        """Descriptions of the sequences, by name."""
-        with self._database.reading() as connection:
-            return definitions.read_sequences(connection)
-
-    def tessellations(self) -> list[str]:
-        """Names of the tessellations, in order of their definition."""
-        with self._database.reading() as connection:
-            return definitions.read_tessellations(connection)
-
-    def tessellation(self, name: str) -> Tessellation:
-        """The tessellation of a name; raises `NotFound`."""
-        with self._database.reading() as connection:
-            return runs.find_tessellation(connection, name)[1]
-
-    def partition_states(self, collection: str = DEFAULT_SEQUENCE) -> dict[PartitionRef, PartitionState]:
-        """The record of every partition of a collection, masters included."""
-        with self._database.reading() as connection:
-            return index.read_states(connection, collection)
-
-    def unit_counts(self, collection: str = DEFAULT_SEQUENCE) -> dict[PartitionRef, Mapping[str, int]]:
-        """Number of units by state of every partition of a collection, masters included."""
-        with self._database.reading() as connection:
-            return index.read_counts(connection, collection)
-
-    def units(
-        self, collection: str | None = None, product: str | None = None, partition: str | None = None,
-        state: str | None = None,
-    ) -> list[UnitRow]:  # fmt: skip
-        """Units, sorted by data id; of a collection (masters included), product, partition or state where given."""
-        with self._database.reading() as connection:
-            return index.read_units(connection, collection, product, partition, state)
+    def set_draining(self, draining: bool) -> None:
+        """Let no run begin that has not, and take none from the queue; or let them again."""
+        with self._database.writing() as connection:
+            if steps.write_draining(connection, draining):
+                self._journal({"kind": "draining", "draining": draining})
 
     # -- results ----------------------------------------------------------------------------------------------------
 
@@ -265,6 +322,25 @@ class Ledger:
                     "units": [[row.data_id.unit, row.state, row.content, row.reason] for row in rows],
                 }
             )
+            for lap_id in runs.wake_cleanup(connection, collection, ref) if state == DONE else ():
+                self._journal({"kind": "run_values", "lap_id": lap_id, "values": {"cleaned": False}})
+
+    def mark(self, collection: str, refs: Iterable[PartitionRef], state: str, reason: str = "") -> None:
+        """Set the state of partitions and of their units that have files, keeping all hashes (LAP-33).
+
+        Parameters
+        ----------
+        state : "goto_cleaned", "cleaned" or "done"
+            Files are to go, are gone, or are there again. Partitions that ended otherwise are left alone.
+        """
+        wanted = list(refs)
+        with self._database.writing() as connection:
+            marked = index.mark_partitions(
+                connection, self._database.now(connection), collection, wanted, state, reason
+            )
+            if marked:
+                entry = {"collection": collection, "refs": marked, "state": state, "reason": reason}
+                self._journal({"kind": "marked"} | entry)
 
     def forget_unit(self, data_id: DataId, reason: str = "it was found damaged") -> None:
         """Take a unit off the index; its partition becomes `corrupt`, so that it is made again."""
@@ -292,6 +368,27 @@ class Ledger:
         """Give a lease back; raises `Conflict` if it was taken over."""
         with self._database.writing() as connection:
             leases.release_lease(connection, held)
+
+    def claim(self, keys: Iterable[str], owner: str, seconds: float) -> list[str]:
+        """Take the leases among `keys` that are free or expired, in one transaction; returns those taken."""
+        wanted = list(keys)
+        with self._database.writing() as connection:
+            return leases.claim_leases(connection, self._database.now(connection), wanted, owner, seconds)
+
+    def extend(self, owner: str, seconds: float) -> int:
+        """Keep all leases of an owner that are alive for another `seconds` from now; how many."""
+        with self._database.writing() as connection:
+            return leases.extend_leases(connection, self._database.now(connection), owner, seconds)
+
+    def release_owner(self, owner: str) -> int:
+        """Give back all leases of an owner; how many."""
+        with self._database.writing() as connection:
+            return leases.release_owner(connection, owner)
+
+    def take_number(self, name: str) -> int:
+        """The next number of a counter, from 1."""
+        with self._database.writing() as connection:
+            return leases.take_number(connection, check_name(name, "counter"))
 
     def leases(self) -> list[Lease]:
         """Leases alive now, by key."""

@@ -6,6 +6,7 @@ the units it names. Any other partition is left out, so that it is made again an
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from sqlalchemy.engine import Connection
@@ -23,19 +24,22 @@ from lap_assets.ledger.index import replace_partition
 from lap_assets.ledger.leases import FENCE, raise_number
 from lap_assets.ledger.records import ManifestRow, MemberRow, RunRow, UnitRow, read_calibration, read_exposure
 from lap_assets.ledger.runs import (
-    drop_member,
+    add_members,
+    close_run,
     find_sequence,
     find_tessellation,
     insert_members,
     insert_run,
+    open_again,
     read_runs,
-    set_run_state,
 )
+from lap_assets.ledger.steps import apply_steps, restore_steps, retire_runs, set_run_values, write_draining
+from lap_assets.model.decisions import DROP_MEMBER, RUN_STATE, Step
 from lap_assets.model.ids import DataId
-from lap_assets.model.states import CLEANED, DONE, RESULTS, PartitionState
+from lap_assets.model.products import home_of
+from lap_assets.model.states import DONE, ENDED, GONE, GOTO_CLEANED, PartitionState
 
 _NOTES = frozenset({"rejected"})  # told for people, nothing to restore
-_GONE = frozenset({CLEANED, "goto_cleaned"})  # files removed on purpose: the unit counts as done
 
 
 def restore(
@@ -55,6 +59,10 @@ def restore(
             kind = entry["kind"]
             if kind == "partition":
                 endings[entry["collection"], entry["product"], entry["partition"]] = entry
+            elif kind == "marked":
+                for product, key in entry["refs"]:
+                    place = (home_of(entry["collection"], product), product, key)
+                    endings[place] = endings[place] | {"marked": entry["reason"]}
             elif kind not in _NOTES:
                 _DEFINITIONS[kind](connection, entry)
                 n_definitions += 1
@@ -79,7 +87,7 @@ def restore_index(
         rows = confirm(entry, found[place])
         if rows is not None:
             updated = max((row.updated for row in rows), default=0.0)
-            replace_partition(connection, updated, place[0], place[1:], PartitionState(**entry["state"]), rows)
+            replace_partition(connection, updated, place[0], place[1:], restore_state(entry, rows), rows)
             n_restored += 1
     raise_number(connection, FENCE, fence)
     return n_restored
@@ -91,9 +99,9 @@ def confirm(entry: Mapping[str, Any], manifests: Mapping[DataId, ManifestRow]) -
     for name, state, content, reason in entry["units"]:
         data_id = DataId(entry["collection"], entry["product"], entry["partition"], name)
         manifest = manifests.get(data_id)
-        if state not in RESULTS:
+        if state not in ENDED:
             rows.append(UnitRow(data_id, state, content, reason=reason))
-        elif manifest is None or (_normal(manifest.state), manifest.content_sha256) != (state, content):
+        elif manifest is None or (_normal(manifest.state), manifest.content_sha256) != (_normal(state), content):
             return None
         else:
             rows.append(
@@ -106,7 +114,17 @@ def confirm(entry: Mapping[str, Any], manifests: Mapping[DataId, ManifestRow]) -
 
 
 def _normal(state: str) -> str:
-    return DONE if state in _GONE else state
+    return DONE if state in GONE else state
+
+
+def restore_state(entry: Mapping[str, Any], rows: list[UnitRow]) -> PartitionState:
+    """How a partition ended; whether its files are there still is for the manifests to say."""
+    state = PartitionState(**entry["state"])
+    filed = {row.state for row in rows if _normal(row.state) == DONE}
+    if _normal(state.state) != DONE or not filed:
+        return state
+    now = filed.pop() if len(filed) == 1 else GOTO_CLEANED
+    return replace(state, state=now, reason=entry.get("marked", state.reason) if now in GONE else "")
 
 
 def _restore_exposures(connection: Connection, entry: Mapping[str, Any]) -> None:
@@ -135,22 +153,51 @@ def _restore_sequence(connection: Connection, entry: Mapping[str, Any]) -> None:
 
 def _restore_run(connection: Connection, entry: Mapping[str, Any]) -> None:
     run = RunRow(**entry["run"])
-    known = {one.lap_id: one for one in read_runs(connection, run.sequence)}
-    if run.lap_id not in known:
+    members = [MemberRow(**values) for values in entry["members"]]
+    known = read_runs(connection, lap_ids=[run.lap_id])
+    if known:
+        add_members(connection, known[0], members)
+    else:
         seq_id, (tess_id, _) = find_sequence(connection, run.sequence), find_tessellation(connection, run.tessellation)
-        insert_run(connection, seq_id, tess_id, run)
+        insert_run(connection, replace(run, seq_id=seq_id, tess_id=tess_id))
+        insert_members(connection, members)
         raise_number(connection, "lap_id", run.lap_id)
-    elif known[run.lap_id].state == "full":
-        set_run_state(connection, run.lap_id, "run")
-    insert_members(connection, [MemberRow(**values) for values in entry["members"]])
+
+
+def _restore_steps(connection: Connection, entry: Mapping[str, Any]) -> None:
+    restore_steps(connection, entry["steps"])
+
+
+def _restore_reopened(connection: Connection, entry: Mapping[str, Any]) -> None:
+    open_again(connection, entry["lap_id"], "run", entry.get("dropped", False))
+
+
+def _restore_run_values(connection: Connection, entry: Mapping[str, Any]) -> None:
+    set_run_values(connection, entry["lap_id"], **entry["values"])
+
+
+def _restore_retired(connection: Connection, entry: Mapping[str, Any]) -> None:
+    retire_runs(connection, entry["collection"], entry["lap_ids"])
+
+
+def _restore_draining(connection: Connection, entry: Mapping[str, Any]) -> None:
+    write_draining(connection, entry["draining"])
 
 
 def _restore_run_state(connection: Connection, entry: Mapping[str, Any]) -> None:
-    set_run_state(connection, entry["lap_id"], entry["state"])
+    """As the first version wrote it."""
+    (run,) = read_runs(connection, lap_ids=[entry["lap_id"]])
+    if run.state == "full":
+        open_again(connection, run.lap_id, "run")
+    if entry["state"] == "full":
+        close_run(connection, run.lap_id)
+    elif entry["state"] == "run":
+        apply_steps(connection, [Step(run.lap_id, RUN_STATE, value="run")])
 
 
 def _restore_drop(connection: Connection, entry: Mapping[str, Any]) -> None:
-    drop_member(connection, entry["lap_id"], entry["exposure"])
+    """As the first version wrote it."""
+    apply_steps(connection, [Step(entry["lap_id"], DROP_MEMBER, entry["exposure"])])
 
 
 _DEFINITIONS: dict[str, Callable[[Connection, Mapping[str, Any]], None]] = {
@@ -161,6 +208,11 @@ _DEFINITIONS: dict[str, Callable[[Connection, Mapping[str, Any]], None]] = {
     "tessellation": _restore_tessellation,
     "sequence": _restore_sequence,
     "run": _restore_run,
+    "steps": _restore_steps,
+    "reopened": _restore_reopened,
+    "run_values": _restore_run_values,
+    "retired": _restore_retired,
+    "draining": _restore_draining,
     "run_state": _restore_run_state,
     "drop": _restore_drop,
 }

@@ -8,7 +8,8 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any, NamedTuple
 
 from lap_assets.model.ids import DataId
-from lap_assets.model.survey import CalibrationSet, ChipFile, Exposure
+from lap_assets.model.sphere import separation_deg, unit_vectors
+from lap_assets.model.survey import CalibrationSet, ChipFile, Exposure, hash_files
 
 
 class Added(NamedTuple):
@@ -72,11 +73,28 @@ class RunRow:
     label: str = ""
     final_sass_id: int | None = None
     dist_group: str = ""
+    priority: int = 0
+    paused: bool = False
+    fault_reason: str = ""
+    settled: bool = False
+    cleaned: bool = False
+    retired: bool = False
+    seq_id: int = 0
+    tess_id: int = 0
+
+
+@dataclass(frozen=True)
+class SequenceRow:
+    """One row of `lap_sequence` (LAP-01)."""
+
+    seq_id: int
+    name: str
+    description: str = ""
 
 
 @dataclass(frozen=True)
 class MemberRow:
-    """One row of `lap_exp` (LAP-07)."""
+    """One row of `lap_exp` (LAP-07); `neighbours` are the other cells that the exposure overlaps."""
 
     lap_id: int
     exposure: str
@@ -86,23 +104,24 @@ class MemberRow:
     pairwise: bool = False
     active: bool = True
     data_state: str = "new"
+    neighbours: tuple[str, ...] = ()
+    reason: str = ""
 
 
-@dataclass(frozen=True)
-class Region:
-    """A cone on the sky, in degrees."""
-
-    ra_deg: float
-    dec_deg: float
-    radius_deg: float
-
-
-EXPOSURE_FIELDS = tuple(one.name for one in fields(Exposure) if one.name != "chips")
+EXPOSURE_FIELDS = tuple(one.name for one in fields(Exposure) if one.name not in ("chips", "files_sha256"))
 
 
 def exposure_values(one: Exposure) -> dict[str, Any]:
-    """Column values of an exposure, without its chips."""
+    """Column values of an exposure, without its chips and what follows from them."""
     return {name: getattr(one, name) for name in EXPOSURE_FIELDS}
+
+
+def derived_values(one: Exposure) -> dict[str, Any]:
+    """Values of the columns that follow from the chips of an exposure."""
+    corners = [corner for chip in one.chips for corner in chip.footprint]
+    vectors = unit_vectors([ra for ra, _ in corners], [dec for _, dec in corners])
+    reach = separation_deg(vectors, unit_vectors(one.ra_deg, one.dec_deg)).max()
+    return {"files_sha256": hash_files(one.chips), "reach_deg": float(reach)}
 
 
 def chip_values(one: ChipFile) -> dict[str, Any]:

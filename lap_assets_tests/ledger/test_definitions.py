@@ -5,9 +5,11 @@ from dataclasses import replace
 import pytest
 
 from lap_assets.errors import BadInput, Conflict, NotFound
-from lap_assets.ledger.records import Region
+from lap_assets.ledger.records import SequenceRow
+from lap_assets.model.decisions import RUN_STATE, Step
+from lap_assets.model.regions import Cone
 from lap_assets.model.survey import ChipFile
-from lap_assets_tests.ledger.conftest import LOCAL, make_calibration, make_exposure, square
+from lap_assets_tests.ledger.conftest import LOCAL, finish_runs, make_calibration, make_exposure, square
 
 
 def test_exposures_come_back_as_they_went_in(ledger):
@@ -184,12 +186,12 @@ def test_runs_of_a_selection(ledger):
         [make_exposure(1, ra=359.99, dec=0.0), make_exposure(2, obs_mode="ENGINEERING", ra=0.0, dec=0.0)]
     )
     ledger.add_exposures([make_exposure(3, ra=200.0), make_exposure(4, "g", ra=0.0, dec=0.1)])
-    cone = Region(0.0, 0.0, 1.0)
-    runs = ledger.define_runs("main", "rings.v3", bands=["r"], obs_mode="3PI", cone=cone)
+    cone = Cone(0.0, 0.0, 1.0)
+    runs = ledger.define_runs("main", "rings.v3", bands=["r"], obs_mode="3PI", region=cone)
     # at the equator the cells of both hemispheres hold it
     assert {run.cell for run in runs} == {"rings.v3.1232", "rings.v3.1322"}
     assert {one.exposure for run in runs for one in ledger.members(run.lap_id)} == {"cam-000001"}
-    more = ledger.define_runs("main", "rings.v3", bands=["r"], cells=["rings.v3.1322"], cone=cone)
+    more = ledger.define_runs("main", "rings.v3", bands=["r"], cells=["rings.v3.1322"], region=cone)
     assert [(run.cell, len(ledger.members(run.lap_id))) for run in more] == [("rings.v3.1322", 2)]
     with pytest.raises(NotFound, match="no cell"):
         ledger.define_runs("main", "rings.v3", cells=["rings.v3.9999"])
@@ -205,7 +207,8 @@ def test_sequences_do_not_share_runs(ledger):
     ledger.define_runs("rerun", "demo")
     ledger.define_runs("main", "demo")
     assert [(run.sequence, run.lap_id) for run in ledger.runs()] == [("rerun", 1), ("main", 2)]
-    assert ledger.sequences() == {"rerun": "second go", "main": ""}
+    assert ledger.sequences() == [SequenceRow(1, "rerun", "second go"), SequenceRow(2, "main")]
+    assert [row.name for row in ledger.sequences()] == ["rerun", "main"]
     with pytest.raises(BadInput, match="sequence"):
         ledger.define_sequence("a|b")
 
@@ -219,16 +222,16 @@ def test_dropped_members_and_run_states(ledger):
     assert ledger.survey().members("demo.0", "r") == ("cam-000001",)
     assert [(one.active, one.data_state) for one in ledger.members(1)] == [(True, "new"), (False, "drop")]
     assert ledger.define_runs("main", "demo") == []
-    ledger.set_run_state(run.lap_id, "full")
+    finish_runs(ledger, run.lap_id)
     assert not any(one.active for one in ledger.members(1))
     assert ledger.survey().members("demo.0", "r") == ("cam-000001",)
     ledger.add_exposures([make_exposure(3)])
     ledger.define_runs("main", "demo")
     assert ledger.runs()[0].state == "run"
-    with pytest.raises(BadInput, match="none of new, run, full"):
-        ledger.set_run_state(1, "done")
+    with pytest.raises(BadInput, match="no step leads to state 'done'"):
+        ledger.apply([Step(1, RUN_STATE, value="done")])
     with pytest.raises(NotFound, match="no run 7"):
-        ledger.set_run_state(7, "run")
+        ledger.apply([Step(7, RUN_STATE, value="run")])
     with pytest.raises(NotFound, match="no member"):
         ledger.drop_member(1, "cam-000009")
 

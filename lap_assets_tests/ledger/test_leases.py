@@ -119,3 +119,70 @@ def test_at_most_one_owner_and_fences_only_grow(ledger, place, steps):
             else:
                 ledger.release(mine)
                 del held[owner, key]
+
+
+def test_claims_take_what_is_free_and_leave_the_rest(ledger, place):
+    """Several at once, in one transaction; a repeated tick, or a second daemon, gets nothing."""
+    keys = [f"launch/main/chips/cam-{n}" for n in range(4)]
+    ledger.acquire(keys[1], "launch:1", 60.0)
+    assert ledger.claim([*keys, keys[0]], "launch:2", 30.0) == [keys[0], keys[2], keys[3]]
+    assert ledger.claim(keys, "launch:3", 30.0) == []
+    assert {one.key: one.owner for one in ledger.leases()} == {
+        keys[0]: "launch:2", keys[1]: "launch:1", keys[2]: "launch:2", keys[3]: "launch:2",
+    }  # fmt: skip
+    assert len({one.fence for one in ledger.leases()}) == 4
+    assert max(one.fence for one in ledger.leases()) < ledger.acquire("other", "o", 60.0).fence
+    place.clock.time += 31.0
+    assert ledger.claim(keys, "launch:4", 30.0) == [keys[0], keys[2], keys[3]]
+    assert ledger.claim([], "launch:5", 30.0) == []
+    with pytest.raises(BadInput, match="positive time"):
+        ledger.claim(keys, "launch:5", 0.0)
+
+
+def test_claims_are_extended_and_released_by_their_owner(ledger, place):
+    keys = ["a", "b", "c"]
+    ledger.claim(keys, "launch:1", 30.0)
+    ledger.claim(["d"], "launch:2", 30.0)
+    place.clock.time += 20.0
+    assert ledger.extend("launch:1", 30.0) == 3
+    place.clock.time += 20.0
+    assert [one.key for one in ledger.leases()] == keys
+    assert ledger.extend("launch:2", 30.0) == 0  # expired: somebody else may have it
+    assert ledger.release_owner("launch:1") == 3 and ledger.release_owner("launch:1") == 0
+    assert ledger.leases() == []
+
+
+def test_many_claims_at_once(ledger):
+    """More than one query can name."""
+    keys = [f"launch/main/warps/cam-{n:05d}|demo.0" for n in range(1700)]
+    assert ledger.claim(keys, "launch:1", 30.0) == keys
+    assert ledger.claim([*keys, "one more"], "launch:2", 30.0) == ["one more"]
+    assert ledger.release_owner("launch:1") == 1700
+
+
+def test_of_many_claimers_each_key_goes_to_one(place):
+    """The race of two daemons, on separate connections."""
+    ledger = place.create()
+    barrier = threading.Barrier(4)
+    got: list[list[str]] = []
+
+    def claim(number: int) -> None:
+        other = Ledger(ledger._database)
+        keys = [f"k{(n + number) % 20}" for n in range(20)]
+        barrier.wait()
+        got.append(other.claim(keys, f"launch:{number}", 60.0))
+
+    threads = [threading.Thread(target=claim, args=(n,)) for n in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(key for keys in got for key in keys) == sorted(f"k{n}" for n in range(20))
+    ledger.close()
+
+
+def test_numbers_are_handed_out_once(ledger):
+    assert [ledger.take_number("launch") for _ in range(3)] == [1, 2, 3]
+    assert ledger.take_number("other") == 1
+    with pytest.raises(BadInput, match="counter"):
+        ledger.take_number("x'; --")

@@ -7,8 +7,9 @@ import pytest
 
 from lap_assets.errors import BadInput
 from lap_assets.ledger.records import ManifestRow
+from lap_assets.model.decisions import CLEANED_RUN, PAIR, Step
 from lap_assets.model.ids import DataId
-from lap_assets_tests.ledger.conftest import LOCAL, Report, make_calibration, make_exposure
+from lap_assets_tests.ledger.conftest import LOCAL, Report, finish_runs, make_calibration, make_exposure
 
 BIAS = make_calibration("bias", "all", "2026-01-01")
 
@@ -22,7 +23,7 @@ def fill(ledger) -> list[ManifestRow]:
     ledger.set_calibration_state(BIAS.key, "certified", valid_to="2026-12-31")
     ledger.add_exposures([make_exposure(1), make_exposure(2), make_exposure(3, "g")])
     ledger.define_runs("main", "demo", dist_group="dr1")
-    ledger.set_run_state(2, "full")
+    finish_runs(ledger, 2)
     ledger.add_exposures([make_exposure(4)])
     ledger.define_runs("main", "demo")
     ledger.define_runs("rerun", "demo", bands=["g"])
@@ -113,14 +114,100 @@ def test_partitions_the_files_do_not_confirm_are_made_again(place, change):
     first.close(), second.close()
 
 
-def test_cleaned_units_still_count_as_done(place):
+def test_files_say_whether_a_partition_is_cleaned(place):
+    """Cleaned units keep the hashes of their partition, whatever the journal last told (LAP-33)."""
     first = place.create()
-    manifests = [replace(row, state="cleaned") if row.state == "done" else row for row in fill(first)]
+    done = fill(first)
+    gone = [replace(row, state="cleaned") if row.state == "done" else row for row in done]
+    half = [replace(row, state="goto_cleaned") if row.state == "done" else row for row in done]
+    chips, before = ("chips", "cam-000001"), first.partition_states("main")
+    for manifests, state in ((gone, "cleaned"), (half, "goto_cleaned"), (done, "done")):
+        second = place.create()
+        second.rebuild(list(place.entries), manifests)
+        after = second.partition_states("main")
+        assert after[chips] == replace(before[chips], state=state)
+        assert {row.state for row in second.units("main", *chips)} == {state, "unprocessable"}
+        # what has no files is as it was
+        assert after["solutions", "cam-000001"] == before["solutions", "cam-000001"]
+        second.close()
+    first.close()
+
+
+def test_cleaning_and_re_creation_come_back(place):
+    """Marked goto_cleaned and cleaned with a reason, then made again: as the ledger had it at each point (LAP-33)."""
+    first = place.create()
+    manifests, chips = fill(first), ("chips", "cam-000001")
+    first.mark("main", [chips], "goto_cleaned", "LAP-33: over")
+    first.mark("main", [chips], "cleaned", "LAP-33: over")
+    mine = DataId("main", *chips, "c0")
+    cleaned = [replace(row, state="cleaned") if row.data_id == mine else row for row in manifests]
     second = place.create()
-    second.rebuild(list(place.entries), manifests)
+    second.rebuild(list(place.entries), cleaned)
     assert second.partition_states("main") == first.partition_states("main")
-    assert {row.state for row in second.units("main", "chips", "cam-000001")} == {"cleaned", "unprocessable"}
+    assert second.partition_states("main")[chips].reason == "LAP-33: over"
+    assert second.unit_counts("main") == first.unit_counts("main")
+    record(first, *chips, [("c0", "done", "aa"), ("c1", "unprocessable", "")])
+    third = place.create()
+    third.rebuild([entry for entry in place.entries if entry], manifests)
+    assert third.partition_states("main") == first.partition_states("main")
+    assert third.partition_states("main")[chips].state == "done"
+    first.close(), second.close(), third.close()
+
+
+def test_what_became_of_runs_comes_back(place):
+    """Steps, an operator's say, and a run defined alone, in the order they came (LAP-03, LAP-05, LAP-24)."""
+    first = place.create()
+    fill(first)
+    first.add_exposures([make_exposure(5, "z"), make_exposure(6, "z", comment="visit 2")])
+    run = first.define_run("main", "demo", "demo.0", "z", label="l", priority=4)
+    first.apply([Step(run.lap_id, PAIR, "cam-000005", "cam-000006")])
+    finish_runs(first, 1, settle=True)
+    first.apply([Step(1, CLEANED_RUN)])
+    first.retire("main", [1])
+    first.set_priority(2, 9)
+    first.pause(2)
+    first.cancel(3, "clouds; 'thick'")
+    first.set_draining(True)
+    finish_runs(first, run.lap_id)
+    first.reopen(run.lap_id, "again")
+    entries = [json.loads(json.dumps(entry)) for entry in place.entries]
+    second = place.create()
+    second.rebuild(entries, [])
+    assert second.runs() == first.runs()
+    for one in first.runs():
+        assert second.members(one.lap_id) == first.members(one.lap_id)
+    assert second.draining() and second.survey("main", lean=True) == first.survey("main", lean=True)
+    finish_runs(first, run.lap_id), finish_runs(second, run.lap_id)
+    assert second.runs() == first.runs()  # the counter of final sets stands where it stood
     first.close(), second.close()
+
+
+def test_a_journal_of_the_first_version_is_understood(ledger, place):
+    """It told of states and drops one by one, and of runs with fewer values."""
+    ledger.add_tessellation(LOCAL)
+    ledger.add_exposures([make_exposure(1), make_exposure(2)])
+    ledger.define_runs("main", "demo")
+    entries = json.loads(json.dumps(place.entries))
+    run = entries[-1]
+    run["run"] = {name: value for name, value in run["run"].items() if name in (
+        "lap_id", "sequence", "tessellation", "cell", "band", "state", "registered", "fault", "label", "final_sass_id",
+        "dist_group")}  # fmt: skip
+    for member in run["members"]:
+        del member["neighbours"], member["reason"]
+    for entry in (
+        {"kind": "drop", "lap_id": 1, "exposure": "cam-000002"}, {"kind": "run_state", "lap_id": 1, "state": "run"},
+        {"kind": "run_state", "lap_id": 1, "state": "full"},
+    ):  # fmt: skip
+        entries.append(entry)
+    second = place.create()
+    second.rebuild(entries, [])
+    assert [(run.state, run.seq_id, run.tess_id, run.settled) for run in second.runs()] == [("full", 1, 1, False)]
+    assert [(one.data_state, one.active) for one in second.members(1)] == [("new", False), ("drop", False)]
+    third = place.create()
+    third.rebuild([*entries, {"kind": "run_state", "lap_id": 1, "state": "run"}], [])
+    assert [(run.state, run.final_sass_id) for run in third.runs()] == [("run", None)]
+    assert [one.active for one in third.members(1)] == [True, False]
+    second.close(), third.close()
 
 
 def test_only_an_empty_ledger_is_rebuilt(ledger):
@@ -136,4 +223,4 @@ def test_an_entry_that_cannot_be_read_stops_it_whole(ledger, entry):
     with pytest.raises(BadInput, match="journal entry 2 cannot be read") as error:
         ledger.rebuild([good, entry], [])
     assert "\n" not in str(error.value)
-    assert ledger.sequences() == {}
+    assert ledger.sequences() == []
