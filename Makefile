@@ -1,4 +1,4 @@
-# make demo | test | check | ui | bench | clean     PYTHON=python3.12 chooses another interpreter
+# make demo | test | check | ui | bench | mutants | clean     PYTHON=python3.12 chooses another interpreter
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -6,7 +6,7 @@ DEMO ?= .demo
 export OMP_NUM_THREADS = 1
 export OPENBLAS_NUM_THREADS = 1
 
-.PHONY: demo test check ui bench install clean
+.PHONY: demo test check ui bench mutants install clean
 
 demo: $(VENV)/.installed
 	$(BIN)/lap demo --dir $(DEMO)
@@ -25,6 +25,10 @@ check: $(VENV)/.installed-test
 # make bench ONLY=spine.demo
 bench: $(VENV)/.installed-test
 	$(BIN)/python -m lap_assets_tests.benchmarks $(if $(ONLY),--only $(ONLY))
+
+# each rule of the decisions taken out once: a test that cites it must fail
+mutants: $(VENV)/.installed-test
+	$(BIN)/python -m lap_assets_tests.mutants
 
 install: $(VENV)/.installed
 

@@ -1,140 +1,99 @@
-"""The decision function: what is made when, and that it comes to rest."""
+"""The decision function as a whole: what is made again when, for whom, and that it comes to rest."""
 
 from dataclasses import replace
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lap_assets.lap.decide import DROP, MAKE, MAX_ATTEMPTS, Snapshot, decide, hash_inputs
-from lap_assets.lap.select import products_before, select_targets
+from lap_assets.lap.decide import decide
+from lap_assets.model import decisions as words
 from lap_assets.model.products import PRODUCTS
-from lap_assets.model.states import DONE, FAILED, NO_WORK, UNPROCESSABLE, PartitionState
-from lap_assets.model.survey import CalibrationSet, Exposure, Run, Survey
+from lap_assets.model.states import CORRUPT, DONE, FAILED, NO_WORK, UNPROCESSABLE
+from lap_assets_tests.lap.worlds import World, make_survey
 
-CONFIGS = dict.fromkeys(PRODUCTS, "config")
-
-
-def make_survey(n: int = 3, bands: str = "gr") -> Survey:
-    exposures = {
-        f"cam-{band}{i}": Exposure(f"cam-{band}{i}", "cam", band, band, f"2026-01-0{i + 1}", 6e4 + i, 30.0, 10.0, 0.0)
-        for band in bands
-        for i in range(n)
-    }
-    runs = tuple(
-        Run(k, "demo.0", b, tuple(e for e in exposures if e.startswith(f"cam-{b}"))) for k, b in enumerate(bands)
-    )
-    bias = CalibrationSet("cam|bias|all|2026-01-01", "cam", "bias", "all", "2026-01-01")
-    flats = [CalibrationSet(f"cam|flat|{b}|2026-01-01", "cam", "flat", b, "2026-01-01") for b in bands]
-    return Survey(
-        "main",
-        exposures,
-        {"demo.0": None},
-        runs,
-        {c.key: c for c in (bias, *flats)},
-        {
-            e: (("master_biases", bias.key), ("master_flats", f"cam|flat|{x.band}|2026-01-01"))
-            for e, x in exposures.items()
-        },
-    )
+RUNNING = (words.CHIP_MODE, words.MONITOR_MODE)
 
 
-def carry_out(survey, states, actions, state=DONE, version="1"):
-    """The ledger after the actions ended with `state`."""
-    after = dict(states)
-    for a in actions:
-        ref = (a.product, a.partition)
-        attempts = states[ref].attempts + 1 if ref in states and state == FAILED else int(state == FAILED)
-        inputs = hash_inputs(survey, states, ref)
-        after[ref] = PartitionState(state, inputs, f"{ref}{inputs}{version}{state}", "config", attempts)
-    return after
+def revisit(world: World) -> World:
+    """What `lap run` does: look at settled runs, too."""
+    world.change(revisit=True)
+    return world.drive(*RUNNING)
 
 
-def drive(survey, states, targets=None):
-    """Carry everything out; returns the final states and the actions in order."""
-    done = []
-    for _ in range(100):
-        actions = decide(Snapshot(survey, states, CONFIGS, targets)).actions
-        if not actions:
-            return states, done
-        states = carry_out(survey, states, actions)
-        done += actions
-    raise AssertionError("never comes to rest")
-
-
-def test_everything_is_made_once_and_in_order():
-    """One decision function carries all products, each partition once, inputs first."""
-    survey = make_survey()
-    states, done = drive(survey, {})
-    everything = [(p, k) for p in PRODUCTS for k in survey.partitions(p)]
-    assert sorted((a.product, a.partition) for a in done) == sorted(everything)
-    place = {(a.product, a.partition): i for i, a in enumerate(done)}
-    for ref in everything:
-        assert all(place[up] < place[ref] for up in survey.upstream(*ref))
-    assert decide(Snapshot(survey, states, CONFIGS)).settled == set(everything)
+def again(world: World, n: int) -> set[tuple[str, str]]:
+    return {(a.product, a.partition) for a in world.made[n:]}
 
 
 def test_changed_input_remakes_what_is_made_from_it_but_not_the_frozen_joint_solution():
-    survey = make_survey()
-    states, _ = drive(survey, {})
-    states[("solutions", "cam-g0")] = replace(states[("solutions", "cam-g0")], content_sha256="other")
-    _, done = drive(survey, states)
-    products = {a.product for a in done}
-    assert "joint_solutions" not in products
-    assert {a.partition for a in done if a.product == "warps"} == {"cam-g0|demo.0"}
-    assert {a.partition for a in done if a.product == "final_stacks"} == {"demo.0|g"}
+    world = World(make_survey()).drive(*RUNNING)
+    n, ref = len(world.made), ("solutions", "cam-g0")
+    world.change(states=world.states | {ref: replace(world.states[ref], content_sha256="other")})
+    made = again(revisit(world), n)
+    assert "joint_solutions" not in {product for product, _ in made}
+    assert {key for product, key in made if product == "warps"} == {"cam-g0|sky.0"}
+    assert {key for product, key in made if product == "final_stacks"} == {"sky.0|g"}
 
 
 def test_changed_settings_remake_only_their_product_and_what_follows():
-    survey = make_survey()
-    states, _ = drive(survey, {})
-    decision = decide(Snapshot(survey, states, CONFIGS | {"mass_maps": "other"}))
+    world = World(make_survey()).drive(*RUNNING)
+    world.change(configs=world.snapshot.configs | {"mass_maps": "other"}, revisit=True)
+    decision = world.decide(*RUNNING)
     assert [(a.product, a.reason) for a in decision.actions] == [("mass_maps", "settings or code changed")]
-    assert ("mass_fits", "demo.0") in decision.waiting
+    assert "mass_maps" in decision.waiting["mass_fits", "sky.0"]
 
 
-def test_failure_is_tried_again_then_dropped_and_the_stack_goes_on():
-    """A fault that outlasts its attempts is dropped; the rest of the cell is not kept waiting."""
-    survey = make_survey()
-    bad = ("chips", "cam-g0")
-    states, kinds = {}, []
-    for _ in range(100):
-        actions = decide(Snapshot(survey, states, CONFIGS)).actions
-        if not actions:
-            break
-        mine = [a for a in actions if (a.product, a.partition) == bad]
-        kinds += [a.kind for a in mine]
-        states = carry_out(survey, states, [a for a in actions if a not in mine])
-        states = carry_out(survey, states, mine, "dropped" if mine and mine[0].kind == DROP else FAILED)
-    assert kinds == [MAKE] * MAX_ATTEMPTS + [DROP]
-    assert states[("final_stacks", "demo.0|g")].state == DONE
+def test_who_does_not_ask_for_settled_runs_is_spared_them():
+    """A tick costs what is open, not what was done: a settled run is no longer looked at."""
+    world = World(make_survey()).drive(*RUNNING)
+    world.change(configs=dict.fromkeys(PRODUCTS, "other"))
+    assert world.decide(*RUNNING).actions == ()
+
+
+def test_damaged_product_of_an_open_run_is_made_again():
+    world = World(make_survey(bands="r"))
+    world.change(busy={("mass_maps", "sky.0"): "somebody"})
+    world.drive(*RUNNING)
+    ref, n = ("final_stacks", "sky.0|r"), len(world.made)
+    world.change(states=world.states | {ref: replace(world.states[ref], state=CORRUPT, reason="a bit flipped")})
+    assert again(world.drive(*RUNNING), n) == {ref}
+
+
+def test_masters_are_made_without_an_exposure_that_asks_for_them():
+    world = World(replace(make_survey(), runs=()), revisit=True).drive(*RUNNING)
+    assert {a.product for a in world.made} == {"master_biases", "master_flats"} and len(world.made) == 3
 
 
 @settings(max_examples=60, deadline=None)
 @given(st.data())
-def test_results_of_any_kind_never_block(data):
-    """Whatever mixture of results the units end with, every partition is decided and nothing waits at the end."""
-    survey = make_survey(2)
-    states = {}
-    for _ in range(200):
-        decision = decide(Snapshot(survey, states, CONFIGS))
+def test_results_of_any_kind_never_block_and_a_decision_does_not_repeat_itself(data):
+    """LAP-23, LAP-35: whatever mixture of results, every run ends full or with a named fault, and nothing waits."""
+    world = World(make_survey(2, cells=("sky.0", "sky.1")))
+    for _ in range(400):
+        decision = world.decide(*RUNNING)
+        assert decision == world.decide(*RUNNING)
+        if decision.steps:
+            world.apply(decision.steps)
+            assert not set(decision.steps) & set(world.decide(*RUNNING).steps)
+            continue
         if not decision.actions:
             break
         action = data.draw(st.sampled_from(decision.actions))
-        state = data.draw(st.sampled_from([DONE, NO_WORK, UNPROCESSABLE]))
-        states = carry_out(survey, states, [action], state)
-        again = decide(Snapshot(survey, states, CONFIGS)).actions
-        assert action not in again
-    assert not decision.waiting and len(states) == sum(len(survey.partitions(p)) for p in PRODUCTS)
+        state = data.draw(st.sampled_from([DONE, DONE, NO_WORK, UNPROCESSABLE, FAILED]))
+        world.carry_out([action], lambda ref, state=state: state)
+        assert action not in world.decide(*RUNNING).actions
+    assert not decision.waiting
+    assert all((run.state == "full" and run.settled) or run.fault in words.FAULTS for run in world.survey.runs)
 
 
-def test_selection_takes_what_it_is_made_from_and_nothing_else():
-    survey = make_survey()
-    targets = select_targets(survey, lambda v: v["band"] == "g", frozenset({"band"}), "stacks")
-    _, done = drive(survey, {}, targets)
-    assert {a.product for a in done} == set(products_before("stacks"))
-    assert all("cam-r" not in a.partition and "|r" not in a.partition for a in done)
-
-
-def test_selection_of_an_exposure_makes_no_stack():
-    targets = select_targets(make_survey(), lambda v: v["exposure"] == "cam-g0", frozenset({"exposure"}))
-    assert {product for product, _ in targets} == {"chips", "solutions", "warps", "diffs", "streak_masks"}
+def test_each_mode_carries_out_its_own():
+    """LAP-35: chip mode, monitor mode, cleanup mode and the queue are parts of one decision."""
+    world = World(make_survey(4, "r"))
+    for _ in range(60):
+        whole = world.decide()
+        parts = [world.decide(mode) for mode in words.MODES]
+        assert sorted(step for part in parts for step in part.steps) == sorted(whole.steps)
+        assert sorted(a for part in parts for a in part.actions) == sorted(whole.actions)
+        assert all(a.mode == mode for part, mode in zip(parts, words.MODES, strict=True) for a in part.actions)
+        world.apply(whole.steps)
+        world.carry_out(() if whole.steps else whole.actions)
+    assert world.run(1).cleaned and decide(world.snapshot) == whole
