@@ -17,6 +17,9 @@ from lap_assets.errors import BadInput
 SETTINGS_FILE = "lap.yaml"
 REPOSITORY_VARIABLE = "LAP_REPO"
 LEDGER_VARIABLE = "LAP_LEDGER_URL"
+POSTGRES_VARIABLE = "LAP_POSTGRES_URL"
+POSTGRES_PREFIX = "postgresql+psycopg2://"
+LEDGER_SCHEMA = "lap"  # of the ledger in a database it shares with Dagster: both keep a table `alembic_version`
 
 
 class Section(BaseModel):
@@ -105,6 +108,9 @@ class StackSettings(Section):
 class DiffSettings(Section):
     """Difference images and their sources."""
 
+    # what an exposure with a companion is subtracted from: a template of the other nights (finds what lasts for days),
+    # or its companion's warp (LAP's pairwise difference: what moves or flickers within the night)
+    against: Literal["nights", "pair"] = "nights"
     min_template_inputs: int = 2
     min_template_coverage: float = 0.2  # of the science image's usable pixels
     kernel_order: int = 1
@@ -195,9 +201,22 @@ class MassFitSettings(Section):
     concentration: float | Literal["relation", "free"] = "relation"
 
 
+class LapSettings(Section):
+    """Scheduling of runs and cleanup (never part of a recipe)."""
+
+    max_active: int = Field(4, ge=1)  # runs that the queue keeps active
+    queue_file: str = "queue.txt"  # of `-definerun` commands, in the repository folder
+    drop_folder: str = "incoming"  # new raw files that a sensor ingests, in the repository folder
+    drop_camera: str = ""  # their camera; empty: nothing is ingested by itself
+    keep_hours: float = Field(0.0, ge=0.0)  # intermediates stay so long after nothing needs them
+    max_bytes: int = Field(0, ge=0)  # disk budget of the store: above it `keep_hours` is over at once; 0: none
+    partitions_per_run: int = Field(50, ge=1)  # at most so many in one Dagster run
+
+
 class Settings(Section):
     """All settings of one repository."""
 
+    lap: LapSettings = LapSettings()
     compute: ComputeSettings = ComputeSettings()
     calibrations: CalibrationSettings = CalibrationSettings()
     chips: ChipSettings = ChipSettings()
@@ -277,9 +296,34 @@ def parse_value(text: str, key: str) -> Any:
 
 
 def add_environment(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings with those of the environment on top: `LAP_LEDGER_URL`."""
-    url = os.environ.get(LEDGER_VARIABLE)
+    """Settings with those of the environment on top: `LAP_LEDGER_URL`, else a place in the database of Dagster."""
+    url = os.environ.get(LEDGER_VARIABLE) or place_ledger(read_postgres_url())
     return dict(values) | ({"ledger_url": url} if url else {})
+
+
+def read_postgres_url() -> str:
+    """`LAP_POSTGRES_URL`, the database of ledger and Dagster, or an empty text; raises `BadInput` for another dialect.
+
+    SQLAlchemy 2.1 makes a bare `postgresql://` look for psycopg 3, and Dagster reads the variable by itself.
+    """
+    url = os.environ.get(POSTGRES_VARIABLE, "")
+    if url and not url.startswith(POSTGRES_PREFIX):
+        kind = url.partition("://")[0][:40]  # what follows may hold a password
+        raise BadInput(f"{POSTGRES_VARIABLE} begins with {kind!r}: write {POSTGRES_PREFIX}USER:PASSWORD@HOST/DATABASE")
+    return url
+
+
+def place_ledger(postgres_url: str) -> str:
+    """URL of the ledger in a database it shares with Dagster: in a schema of its own; empty for an empty URL."""
+    if not postgres_url:
+        return ""
+    _, _, query = postgres_url.partition("?")
+    if "options=" in query:
+        raise BadInput(
+            f"{POSTGRES_VARIABLE} has options of its own, and the ledger goes into the schema {LEDGER_SCHEMA!r} by "
+            f"them: leave them out, or say with {LEDGER_VARIABLE} where the ledger is"
+        )
+    return f"{postgres_url}{'&' if query else '?'}options=-csearch_path%3D{LEDGER_SCHEMA}"
 
 
 def parse_settings(values: Mapping[str, Any], where: str) -> Settings:

@@ -1,8 +1,8 @@
-"""Stage `diffs`: an exposure's warp minus a template of the other nights, and the sources on it.
+"""Stage `diffs`: an exposure's warp minus a template of the other nights or its companion's warp; sources on it.
 
 Planning (which warps make the template), cards and metrics; the subtraction is `science/diff.py`, the sources are
-`science/diff_sources.py`. The template is stacked again from the run's warps without those of the science exposure's
-night.
+`science/diff_sources.py`. A template is stacked again from the run's warps without those of the science exposure's
+night; a pairwise difference (LAP-28, `diffs.against: pair`) takes the companion's warp as it is.
 """
 
 import logging
@@ -11,9 +11,8 @@ import numpy as np
 from astropy.io import fits
 
 from lap_assets.errors import NoWork
-from lap_assets.model.ids import DataId
+from lap_assets.model.ids import DataId, Pin
 from lap_assets.model.image import NO_WEIGHT, MaskedImage
-from lap_assets.model.states import DONE
 from lap_assets.model.survey import Survey
 from lap_assets.pipeline.stacks import combine_warps
 from lap_assets.pipeline.task import Output, Task
@@ -30,12 +29,15 @@ log = logging.getLogger(__name__)
 
 
 def plan(survey: Survey, repo: Repo, settings: Settings, collection: str, partition: str) -> list[Task]:
-    """One task per skycell with a warp of this exposure, with the warps of other nights for the template."""
+    """One task per skycell with a warp of this exposure, with the warps it is subtracted from."""
     name, cell = partition.split("|")
     exposure = survey.exposures[name]
-    others = [one for one in survey.members(cell, exposure.band) if survey.exposures[one].night != exposure.night]
-    templates = find_warps(repo, collection, others, cell)
+    companion = survey.companion(name, cell)
+    nights = [one for one in survey.members(cell, exposure.band) if survey.exposures[one].night != exposure.night]
+    templates = find_warps(repo, collection, [companion] if companion else nights, cell)
     params = {"exposure": name, "band": exposure.band, "night": exposure.night, "mjd": exposure.mjd}
+    if companion:
+        params["companion"] = companion
     tasks = []
     for warp in repo.units(collection, "warps", partition):
         manifest = repo.manifest(warp)
@@ -43,7 +45,7 @@ def plan(survey: Survey, repo: Repo, settings: Settings, collection: str, partit
             continue
         pins = list(templates.get(warp.unit, []))
         facts = dict(params)
-        if manifest.state == DONE:
+        if manifest.has_content:
             pins.append(manifest.pin)
         else:
             facts["missing"] = f"no warp to subtract from: {manifest.state} ({manifest.reason})"
@@ -58,13 +60,7 @@ def make(task: Task, repo: Repo) -> Output:
     chosen = task.settings.diffs
     mine = [pin for pin in task.pins("warps") if pin.data_id.partition == task.data_id.partition]
     rest = [pin for pin in task.pins("warps") if pin.data_id.partition != task.data_id.partition]
-    if len(rest) < chosen.min_template_inputs:
-        raise NoWork(
-            f"no template: {len(rest)} warps of other nights than {task.params['night']}, "
-            f"{chosen.min_template_inputs} needed"
-        )
-    science = repo.read_image(mine[0])
-    template, _ = combine_warps([repo.read_image(pin) for pin in rest], task.settings.stacks)
+    science, template = repo.read_image(mine[0]), _make_template(task, rest, repo)
     _check_overlap(science, template, chosen.min_template_coverage, task.params["exposure"])
     psfs = [measure_psf(image, _fwhm_px(image)) for image in (science, template)]
     limits = KernelLimits(chosen.kernel_order, chosen.background_order, chosen.max_stamps, chosen.min_stamp_snr)
@@ -89,6 +85,18 @@ def make(task: Task, repo: Repo) -> Output:
     return Output(
         {"image.fits": image, "sources.parquet": sources, "preview.png": thumbnail(image.sci, image.mask)}, metrics
     )
+
+
+def _make_template(task: Task, pins: list[Pin], repo: Repo) -> MaskedImage:
+    """The companion's warp, or a stack of the other nights'; raises `NoWork` where they are too few."""
+    companion, needed = task.params.get("companion"), task.settings.diffs.min_template_inputs
+    if companion and not pins:
+        raise NoWork(f"the companion {companion} has no warp here")
+    if companion:
+        return repo.read_image(pins[0])
+    if len(pins) < needed:
+        raise NoWork(f"no template: {len(pins)} warps of other nights than {task.params['night']}, {needed} needed")
+    return combine_warps([repo.read_image(pin) for pin in pins], task.settings.stacks)[0]
 
 
 def _check_overlap(science: MaskedImage, template: MaskedImage, least: float, exposure: str) -> None:

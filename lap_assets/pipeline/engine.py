@@ -5,8 +5,6 @@ what the data forbid is a *result* with a manifest and a reason; what a retry co
 The engine knows neither Dagster nor the ledger: it takes a survey, a repository and an executor, and yields reports.
 """
 
-import hashlib
-import json
 import logging
 import os
 import resource
@@ -18,15 +16,18 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
 from typing import Any
 
-from lap_assets.errors import Conflict, IntegrityError, LapError, NoWork, UnprocessableData
+from lap_assets.errors import Cleaned, Conflict, IntegrityError, LapError, NoWork, UnprocessableData
 from lap_assets.model.ids import DataId
 from lap_assets.model.products import get_product, home_of
-from lap_assets.model.states import DONE, DROPPED, FAILED, NO_WORK, RESULTS, UNPROCESSABLE
-from lap_assets.model.survey import Survey
+from lap_assets.model.states import CLEANED, DONE, DROPPED, FAILED, NO_WORK, RESULTS, UNPROCESSABLE
+from lap_assets.model.survey import PartitionRef, Survey
 from lap_assets.pipeline.compute import discard_executor, get_executor
+from lap_assets.pipeline.recipes import compute_recipe, hash_json
+from lap_assets.pipeline.recreation import Recreation, explain_difference, plan_recreation
 from lap_assets.pipeline.stages import STAGES, Stage
 from lap_assets.pipeline.task import Output, Task, UnitReport
 from lap_assets.settings import Settings
+from lap_assets.store.manifest import Manifest
 from lap_assets.store.repo import Repo
 
 log = logging.getLogger(__name__)
@@ -34,7 +35,12 @@ log = logging.getLogger(__name__)
 # facts people select products by that are no part of every data id
 ASKED_FOR = ("band", "night")
 # faults that a later try may cure: disk, memory, a lost worker, an input that must be re-created first
-TRANSIENT = (OSError, MemoryError, BrokenProcessPool, IntegrityError, Conflict)
+TRANSIENT = (OSError, MemoryError, BrokenProcessPool, IntegrityError, Conflict, Cleaned)
+# of which a unit with files, or one that had them, is one
+SETTLED = RESULTS - {DROPPED} | {CLEANED}
+
+
+Job = Task | Recreation
 
 
 @dataclass(frozen=True)
@@ -50,13 +56,22 @@ class PartitionReport:
 
     @property
     def content(self) -> str:
-        """Hash over the states and contents of the units; of one without content, over what it was decided from."""
-        return hash_json([[u.data_id.unit, u.state, u.content or u.recipe] for u in self.units])
+        """Hash over the states and contents of the units; of one without content, over what it was decided from.
+
+        A unit counts the same whether or not its files were cleaned.
+        """
+        states = [DONE if unit.state == CLEANED else unit.state for unit in self.units]
+        return hash_json([[u.data_id.unit, s, u.content or u.recipe] for u, s in zip(self.units, states, strict=True)])
 
     @property
     def reasons(self) -> dict[str, str]:
         """Unit (or "" for the whole) → why it is not `done`."""
         return {u.data_id.unit: f"{u.state}: {u.reason}" for u in self.units if u.state != DONE}
+
+    @property
+    def differences(self) -> dict[str, str]:
+        """Unit (or "" for the whole) → in what it differs from what was cleaned, and why."""
+        return {u.data_id.unit: u.difference for u in self.units if u.difference}
 
     def count(self, state: str) -> int:
         return sum(unit.state == state for unit in self.units)
@@ -81,63 +96,57 @@ class Session:
     tell: Callable[[UnitReport], None] = lambda report: None
 
 
-def hash_json(value: Any) -> str:
-    """SHA-256 of a JSON-able value in canonical form."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
-
-
-def compute_recipe(stage: Stage, task: Task) -> str:
-    """Hash of all that decides the bytes of a unit: code number, inputs, settings, facts from the survey."""
-    product = get_product(stage.product)
-    inputs = sorted([str(pin.data_id), pin.content] for pin in task.inputs)
-    return hash_json(
-        {
-            "product": product.name,
-            "code": product.code,
-            "partition": task.data_id.partition,
-            "unit": task.data_id.unit,
-            "inputs": inputs,
-            "config": stage.config_sha256(task.settings),
-            "params": dict(task.params),
-        }
-    )
-
-
-def make_partitions(session: Session, product: str, partitions: Sequence[str]) -> Iterator[PartitionReport]:
+def make_partitions(
+    session: Session, product: str, partitions: Sequence[str], recreate: bool = False
+) -> Iterator[PartitionReport]:
     """Make what is missing of the given partitions; yields a report per partition as each is complete.
 
-    Units whose manifest names the same recipe, and whose files are there, are skipped and counted.
+    Units whose manifest names the same recipe, and whose files are there or were cleaned, are skipped and counted. With
+    `recreate`, those that were cleaned are made again as they were, and no other that there is.
     """
     stage = STAGES[product]
-    pending: dict[Future, tuple[str, Task]] = {}
+    pending: dict[Future, tuple[str, Job]] = {}
     reports: dict[str, dict[DataId, UnitReport]] = {}
     waiting: dict[str, int] = {}
     started = time.perf_counter()
     for partition in partitions:
         try:
-            tasks, reports[partition] = _split_done(session, stage, partition)
+            jobs, reports[partition] = _split_done(session, stage, partition, recreate)
+            if jobs:
+                session.repo.keep_config(stage.config_document(session.settings))
         except Exception as error:  # a damaged manifest, a camera file that is gone: the other partitions go on
             log.error("%s %s cannot be planned: %s", product, partition, error)
             yield PartitionReport(product, partition, FAILED, (), reason=describe_fault(error))
             continue
-        waiting[partition] = len(tasks)
-        for task in tasks:
-            pending[_submit(session, product, partition, task)] = (partition, task)
-        if not tasks:
+        for report in reports[partition].values():
+            session.tell(report)
+        waiting[partition] = len(jobs)
+        for job in jobs:
+            pending[_submit(session, product, partition, job)] = (partition, job)
+        if not jobs:
             yield confirm(session.repo, _close(product, partition, reports[partition], started))
     for future in as_completed(pending):
-        partition, task = pending[future]
-        report = _collect(session, future, task)
+        partition, job = pending[future]
+        report = _collect(session, future, job)
         session.tell(report)
-        reports[partition][task.data_id] = report
+        reports[partition][job.data_id] = report
         waiting[partition] -= 1
         if not waiting[partition]:
             yield confirm(session.repo, _close(product, partition, reports[partition], started))
 
 
-def _submit(session: Session, product: str, partition: str, task: Task) -> Future:
+def find_cleaned_inputs(session: Session, product: str, partition: str, recreate: bool = False) -> list[PartitionRef]:
+    """Partitions that were cleaned, and that `make_partitions` reads for this one; sorted."""
+    jobs, _ = _split_done(session, STAGES[product], partition, recreate)
+    pinned = {pin.data_id for job in jobs for pin in job.inputs}
+    manifests = [session.repo.manifest(data_id) for data_id in sorted(pinned)]
+    gone = [one.data_id for one in manifests if one is not None and one.state == CLEANED]
+    return sorted({(data_id.product, data_id.partition) for data_id in gone})
+
+
+def _submit(session: Session, product: str, partition: str, job: Job) -> Future:
     """Hand a unit to the pool; a pool that lost a worker meanwhile is replaced once."""
-    arguments = (make_unit, product, task, session.repo.root, session.fences(product, partition), session.run_id)
+    arguments = (make_unit, product, job, session.repo.root, session.fences(product, partition), session.run_id)
     try:
         return get_executor(session.settings.compute).submit(*arguments)
     except BrokenProcessPool:
@@ -145,40 +154,52 @@ def _submit(session: Session, product: str, partition: str, task: Task) -> Futur
         return get_executor(session.settings.compute).submit(*arguments)
 
 
-def _split_done(session: Session, stage: Stage, partition: str) -> tuple[list[Task], dict[DataId, UnitReport]]:
-    """Tasks still to do, and reports of the units that are done with the same recipe."""
-    collection = home_of(session.survey.collection, stage.product)
-    todo, done = [], {}
-    for task in stage.plan(session.survey, session.repo, session.settings, collection, partition):
-        manifest = session.repo.manifest(task.data_id)
-        settled = manifest is not None and manifest.state in RESULTS - {DROPPED}
-        fits = settled and manifest.recipe == compute_recipe(stage, task)
-        if fits and session.repo.has_files(task.data_id):
-            report = UnitReport(
-                task.data_id,
-                manifest.state,
-                manifest.content_sha256,
-                True,
-                manifest.reason,
-                0.0,
-                manifest.bytes,
-                manifest.metrics,
-                recipe=manifest.recipe,
-            )
-            session.tell(report)
-            done[task.data_id] = report
+def _split_done(
+    session: Session, stage: Stage, partition: str, recreate: bool = False
+) -> tuple[list[Job], dict[DataId, UnitReport]]:
+    """What is still to do, and reports of the units that are done with the same recipe, or with `recreate` at all."""
+    repo, collection = session.repo, home_of(session.survey.collection, stage.product)
+    todo: list[Job] = []
+    done = {}
+    for task in stage.plan(session.survey, repo, session.settings, collection, partition):
+        manifest = repo.manifest(task.data_id)
+        if manifest is None:
+            todo.append(task)
+        elif recreate and manifest.state == CLEANED:
+            todo.append(plan_recreation(stage, task, manifest, repo))
+        elif (recreate and repo.has_files(task.data_id)) or _is_done(session, stage, task, manifest):
+            done[task.data_id] = _report_done(manifest)
         else:
             todo.append(task)
     return todo, done
 
 
-def _collect(session: Session, future: Future, task: Task) -> UnitReport:
+def _is_done(session: Session, stage: Stage, task: Task, manifest: Manifest) -> bool:
+    fits = manifest.state in SETTLED and manifest.recipe == compute_recipe(stage, task)
+    return fits and (manifest.state == CLEANED or session.repo.has_files(task.data_id))
+
+
+def _report_done(manifest: Manifest) -> UnitReport:
+    return UnitReport(
+        manifest.data_id,
+        manifest.state,
+        manifest.content_sha256,
+        True,
+        manifest.reason,
+        0.0,
+        manifest.bytes,
+        manifest.metrics,
+        recipe=manifest.recipe,
+    )
+
+
+def _collect(session: Session, future: Future, job: Job) -> UnitReport:
     try:
         return future.result()
     except (BrokenProcessPool, CancelledError):
         discard_executor(session.settings.compute)
         return UnitReport(
-            task.data_id,
+            job.data_id,
             FAILED,
             reason="the worker process was lost (killed, or out of memory); it will be tried again",
         )
@@ -187,11 +208,9 @@ def _collect(session: Session, future: Future, task: Task) -> UnitReport:
 def _close(product: str, partition: str, units: dict[DataId, UnitReport], started: float) -> PartitionReport:
     ordered = tuple(units[data_id] for data_id in sorted(units))
     state = combine_states([unit.state for unit in ordered])
-    reason = (
-        ""
-        if state == DONE
-        else next((f"{u.data_id.unit}: {u.reason}".lstrip(": ") for u in ordered if u.state == state), "nothing to do")
-    )
+    told = [(u.data_id.unit, u.difference if state == DONE else u.reason) for u in ordered if u.state == state]
+    reasons = [f"{unit}: {reason}".lstrip(": ") for unit, reason in told if reason or state != DONE]
+    reason = reasons[0] if reasons else "" if state == DONE else "nothing to do"
     return PartitionReport(product, partition, state, ordered, time.perf_counter() - started, reason)
 
 
@@ -226,33 +245,45 @@ def drop_partition(session: Session, product: str, partition: str, reason: str) 
             run_id=session.run_id,
         )
         reports[task.data_id] = UnitReport(task.data_id, DROPPED, reason=reason, recipe=manifest.recipe)
-    return _close(product, partition, reports, started)
+    report = _close(product, partition, reports, started)
+    return replace(report, reason=reason) if report.state == DROPPED else report
 
 
 def combine_states(states: Sequence[str]) -> str:
-    """State of a partition from its units': failed if any may be cured, done if any is done, else what they share."""
-    if FAILED in states:
-        return FAILED
-    if DONE in states:
-        return DONE
-    for state in (DROPPED, UNPROCESSABLE):
+    """State of a partition from its units': failed if any may be cured, cleaned if any has lost its files, done if any
+    is done, else what they share.
+    """
+    for state in (FAILED, CLEANED, DONE, DROPPED, UNPROCESSABLE):
         if state in states:
             return state
     return NO_WORK
 
 
-def make_unit(product: str, task: Task, root: Any, fence: int, run_id: str) -> UnitReport:
+def make_unit(product: str, job: Job, root: Any, fence: int, run_id: str) -> UnitReport:
     """Make and publish one unit; runs in a worker. Never raises for what can be reported as a state."""
     started = time.perf_counter()
     repo = Repo(root)
+    make = _make_again if isinstance(job, Recreation) else _make_and_publish
     try:
-        with repo.keep_log(task.data_id):
-            report = _make_and_publish(STAGES[product], task, repo, fence, run_id)
+        with repo.keep_log(job.data_id):
+            report = make(STAGES[product], job, repo, fence, run_id)
     except Exception as error:  # the log or the publication failed: nothing half-written stays, so say so
         log.error("not published: %s", error)
-        report = UnitReport(task.data_id, FAILED, reason=describe_fault(error), seconds=time.perf_counter() - started)
+        report = UnitReport(job.data_id, FAILED, reason=describe_fault(error), seconds=time.perf_counter() - started)
     peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     return replace(report, worker=(os.getpid(), peak_mb))
+
+
+def _make_again(stage: Stage, job: Recreation, repo: Repo, fence: int, run_id: str) -> UnitReport:
+    """Make a cleaned unit as it was made; if that gives other content, as it is made today."""
+    report = _make_and_publish(stage, job.task, repo, fence, run_id)
+    if report.state == FAILED or report.content == job.content:
+        return report
+    difference = explain_difference(job, report.state, report.content)
+    log.warning("%s", difference)
+    if compute_recipe(stage, job.today) != report.recipe:
+        report = _make_and_publish(stage, job.today, repo, fence, run_id)
+    return report if report.content == job.content else replace(report, difference=difference)
 
 
 def _make_and_publish(stage: Stage, task: Task, repo: Repo, fence: int, run_id: str) -> UnitReport:

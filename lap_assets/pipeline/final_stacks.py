@@ -11,7 +11,6 @@ import pandas as pd
 from lap_assets.errors import NoWork
 from lap_assets.model.ids import DataId, join_key
 from lap_assets.model.image import Mask, MaskedImage
-from lap_assets.model.states import DONE
 from lap_assets.model.survey import Survey
 from lap_assets.pipeline.stacks import combine_warps, describe_stack
 from lap_assets.pipeline.task import Output, Task
@@ -36,7 +35,7 @@ def plan(survey: Survey, repo: Repo, settings: Settings, collection: str, partit
         found = [repo.pin(DataId(collection, "streak_masks", join_key(name, cell), skycell)) for name in members]
         pins = [*warps, *(pin for pin in found if pin is not None)]
         stack = repo.manifest(DataId(collection, "stacks", partition, skycell))
-        if stack is not None and stack.state == DONE and sorted(stack.inputs) == sorted(warps):
+        if stack is not None and stack.has_content and sorted(stack.inputs) == sorted(warps):
             pins.append(stack.pin)
         data_id = DataId(collection, "final_stacks", partition, skycell)
         tasks.append(Task(data_id, tuple(sorted(pins)), settings, {"band": band}))

@@ -10,7 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
 
-from lap_assets.settings import Settings
+from lap_assets.errors import BadInput
+from lap_assets.settings import Settings, parse_settings
 
 
 @dataclass(frozen=True)
@@ -48,10 +49,28 @@ class Stage:
         module = import_module(f"lap_assets.pipeline.{self.module}")
         return getattr(module, f"{name}_{self.suffix}" if self.suffix else name)
 
+    def config_document(self, settings: Settings) -> bytes:
+        """The settings this stage's bytes depend on, as JSON in canonical form."""
+        values = {name: getattr(settings, name).model_dump(mode="json") for name in self.sections}
+        return json.dumps(values, sort_keys=True).encode()
+
     def config_sha256(self, settings: Settings) -> str:
         """Hash of the settings this stage's bytes depend on."""
-        values = {name: getattr(settings, name).model_dump(mode="json") for name in self.sections}
-        return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+        return hashlib.sha256(self.config_document(settings)).hexdigest()
+
+    def restore_settings(self, settings: Settings, document: bytes) -> Settings:
+        """`settings` with this stage's sections as `config_document` wrote them.
+
+        Raises
+        ------
+        BadInput
+            The document is of a version that has other settings.
+        """
+        sections = json.loads(document)
+        restored = parse_settings(settings.model_dump(mode="json") | sections, f"kept settings of {self.product}")
+        if self.config_document(restored) != document:
+            raise BadInput(f"the kept settings of {self.product} lack some that there are now")
+        return restored
 
 
 STAGES: dict[str, Stage] = {

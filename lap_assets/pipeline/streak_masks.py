@@ -9,7 +9,6 @@ import numpy as np
 
 from lap_assets.errors import NoWork
 from lap_assets.model.ids import DataId
-from lap_assets.model.states import DONE
 from lap_assets.model.survey import Survey
 from lap_assets.pipeline.task import Output, Task
 from lap_assets.qa.pictures import thumbnail
@@ -27,7 +26,7 @@ def plan(survey: Survey, repo: Repo, settings: Settings, collection: str, partit
         manifest = repo.manifest(diff)
         if manifest is None:
             continue
-        done = manifest.state == DONE
+        done = manifest.has_content
         params = {} if done else {"missing": f"no difference to search: {manifest.state} ({manifest.reason})"}
         pins = (manifest.pin,) if done else ()
         tasks.append(Task(DataId(collection, "streak_masks", partition, diff.unit), pins, settings, params))

@@ -67,7 +67,11 @@ class Output:
 
 @dataclass(frozen=True)
 class UnitReport:
-    """What became of one unit; `worker` is the process that made it and its peak memory so far, MB."""
+    """What became of one unit.
+
+    `worker` is the process that made it and its peak memory so far, MB; `difference` says of a re-created unit in what
+    it differs from what was cleaned, and why.
+    """
 
     data_id: DataId
     state: str
@@ -79,3 +83,4 @@ class UnitReport:
     metrics: Mapping[str, Any] = field(default_factory=dict)
     worker: tuple[int, float] = (0, 0.0)
     recipe: str = ""
+    difference: str = ""

@@ -29,7 +29,7 @@ _SOURCE_COLUMNS = ("x", "y", "ra", "dec", "flux", "flux_err", "snr", "flags")
 
 def plan(survey: Survey, repo: Repo, settings: Settings, collection: str, partition: str) -> list[Task]:
     """One task per cell: all its differences and their streak masks."""
-    exposures = [name for name, cell in survey.pairs if cell == partition]
+    exposures = survey.used_on(partition)
     pins: list[Pin] = []
     for name in exposures:
         for diff in repo.units(collection, "diffs", join_key(name, partition)):

@@ -15,7 +15,7 @@ from astropy.wcs import WCS
 from lap_assets.errors import NoWork, UnprocessableData
 from lap_assets.model.ids import DataId, Pin, join_key
 from lap_assets.model.image import NO_WEIGHT, MaskedImage
-from lap_assets.model.states import DONE
+from lap_assets.model.sphere import grow_polygons
 from lap_assets.model.survey import Survey
 from lap_assets.pipeline.task import Output, Task
 from lap_assets.qa.pictures import thumbnail
@@ -37,7 +37,7 @@ def plan(survey: Survey, repo: Repo, settings: Settings, collection: str, partit
     exposure, cell = survey.exposures[name], survey.cells[cell_name]
     reach: dict[str, list[str]] = {}
     for chip in exposure.chips:
-        polygon = grow_polygon(chip.footprint, settings.warps.footprint_margin_arcsec)
+        polygon = grow_polygons(np.array(chip.footprint), settings.warps.footprint_margin_arcsec / 3600.0)
         for skycell in cell.skycells_overlapping(polygon):
             reach.setdefault(skycell, []).append(chip.chip)
     solution = DataId(collection, "solutions", name)
@@ -137,36 +137,17 @@ def depth_mag(image: MaskedImage, covariance: float, fwhm_px: float) -> float:
     return measure_depth(NANOJANSKY_ZERO_POINT, float(noise), fwhm_px)
 
 
-def grow_polygon(polygon: Sequence[tuple[float, float]], margin_arcsec: float) -> tuple[tuple[float, float], ...]:
-    """A polygon of (ra, dec) with its corners moved outwards from its centre, by at least the margin.
-
-    On the tangent plane at its centre, so that it is right at RA 0 and near the poles.
-    """
-    ra, dec = np.radians(np.asarray(polygon, float)).T
-    vectors = np.column_stack([np.cos(dec) * np.cos(ra), np.cos(dec) * np.sin(ra), np.sin(dec)])
-    centre = vectors.mean(axis=0)
-    centre /= np.linalg.norm(centre)
-    plane = vectors / (vectors @ centre)[:, None] - centre
-    radius = np.linalg.norm(plane, axis=1, keepdims=True)
-    # √2: the corner of a square moves by that when its sides move by one
-    grown = centre + plane * (1.0 + np.sqrt(2.0) * np.radians(margin_arcsec / 3600.0) / np.maximum(radius, 1e-12))
-    grown /= np.linalg.norm(grown, axis=1, keepdims=True)
-    longitude = np.degrees(np.arctan2(grown[:, 1], grown[:, 0])) % 360.0
-    latitude = np.degrees(np.arcsin(np.clip(grown[:, 2], -1.0, 1.0)))
-    return tuple((float(a), float(d)) for a, d in zip(longitude, latitude, strict=True))
-
-
 def _header_cards(header: fits.Header) -> dict[str, Any]:
     """Cards as JSON-able facts, in order."""
     return {card.keyword: card.value for card in header.cards}
 
 
 def find_warps(repo: Repo, collection: str, exposures: Sequence[str], cell: str) -> dict[str, list[Pin]]:
-    """Finished warps of some exposures on a cell, by skycell, each list in the order of the exposures."""
+    """Warps (cleaned or not) of some exposures on a cell, by skycell, each list in the order of the exposures."""
     found: dict[str, list[Pin]] = {}
     for exposure in exposures:
         for data_id in repo.units(collection, "warps", join_key(exposure, cell)):
             manifest = repo.manifest(data_id)
-            if manifest is not None and manifest.state == DONE:
+            if manifest is not None and manifest.has_content:
                 found.setdefault(data_id.unit, []).append(manifest.pin)
     return {skycell: found[skycell] for skycell in sorted(found)}

@@ -5,6 +5,7 @@
     ROOT/store/COLLECTION/logs/PRODUCT/KEY PARTS…/UNIT.log
     ROOT/store/quarantine/COLLECTION/PRODUCT/KEY PARTS…/UNIT/N/
     ROOT/store/refcats/NAME/{refcat.json, PIXEL.parquet}
+    ROOT/store/configs/CONFIG HASH.json
     ROOT/store/journal.jsonl
 
 A unit that is its whole partition is called `_`. Names starting with a dot are never products: they are being
@@ -25,8 +26,8 @@ from lap_assets.model.products import KEY_PARTS, PRODUCTS, get_product
 MANIFEST = "manifest.json"
 WHOLE = "_"  # the unit that is its whole partition
 TEMPORARY = ".tmp-"
-QUARANTINE, REFCATS, LOGS = "quarantine", "refcats", "logs"
-RESERVED = frozenset({QUARANTINE, REFCATS, LOGS})
+QUARANTINE, REFCATS, LOGS, CONFIGS = "quarantine", "refcats", "logs", "configs"
+RESERVED = frozenset({QUARANTINE, REFCATS, LOGS, CONFIGS})
 DIGITS = 32  # hexadecimal digits of the content hash that name a content directory
 _CONTENT = re.compile(rf"[0-9a-f]{{{DIGITS}}}(\.[0-9]+)?")
 
@@ -84,6 +85,14 @@ class Layout:
 
     def refcat_shard(self, name: str, version: str, pixel: int) -> Path:
         return self.refcat_dir(name) / check_name(version, "version") / f"{int(pixel)}.parquet"
+
+    @property
+    def configs(self) -> Path:
+        return self.store / CONFIGS
+
+    def config(self, sha256: str) -> Path:
+        """File of the settings that have this hash."""
+        return self.configs / f"{check_name(sha256, 'hash of settings')}.json"
 
     def product_dir(self, collection: str, product: str) -> Path:
         return self.store / check_collection(collection) / get_product(product).name

@@ -11,7 +11,7 @@ from typing import Any
 
 from lap_assets.errors import LapError
 from lap_assets.model.ids import DataId, Pin, check_name
-from lap_assets.model.states import DONE, RESULTS
+from lap_assets.model.states import CLEANED, DONE, RESULTS
 from lap_assets.store.files import MemberRecord
 from lap_assets.store.fits_format import MalformedFile
 from lap_assets.store.layout import is_content_name
@@ -30,14 +30,16 @@ class Manifest:
     ----------
     data_id : DataId
     state : str
-        `done`, or a result without members: `no_work`, `unprocessable`, `dropped`.
+        `done`; `cleaned`, whose files were removed on purpose; or a result without members: `no_work`,
+        `unprocessable`, `dropped`.
     reason : str
-        Why there are no members; empty for `done`.
+        Why there are no files; empty for `done`.
     directory : str
-        Name of the content directory the members lie in; empty without members.
+        Name of the content directory the members lie in; empty without files.
     content_sha256 : str
         Over the decoded content of all members; empty without members.
     members : mapping of member name to MemberRecord
+        Of a cleaned unit those it had.
     inputs : tuple of Pin
         What it was made from, pinned by content.
     recipe, config_sha256, code
@@ -69,8 +71,13 @@ class Manifest:
 
     @property
     def bytes(self) -> int:
-        """Size of all members."""
-        return sum(record.bytes for record in self.members.values())
+        """Size of all members on disk."""
+        return 0 if self.state == CLEANED else sum(record.bytes for record in self.members.values())
+
+    @property
+    def has_content(self) -> bool:
+        """Whether it can be pinned: its files are there, or were until they were cleaned."""
+        return self.state in (DONE, CLEANED)
 
     @property
     def pin(self) -> Pin:
@@ -132,7 +139,8 @@ def decode_manifest(data: bytes, expected: DataId) -> Manifest:
         raise MalformedFile(f"not a manifest: {type(error).__name__} {error}") from None
     if manifest.data_id != expected:
         raise MalformedFile(f"the manifest is that of {manifest.data_id}")
-    if (manifest.state == DONE) != bool(manifest.directory and manifest.members):
+    expected_parts = {DONE: (True, True), CLEANED: (False, True)}.get(manifest.state, (False, False))
+    if (bool(manifest.directory), bool(manifest.members)) != expected_parts:
         raise MalformedFile(f"a manifest of state {manifest.state} with {len(manifest.members)} members")
     return manifest
 
@@ -143,7 +151,8 @@ def _build_manifest(document: dict[str, Any]) -> Manifest:
     for name, kind in kinds.items():
         if not isinstance(document[name], kind):
             raise TypeError(f"{name} is no {kind}")
-    if document["state"] not in RESULTS or (document["directory"] and not is_content_name(document["directory"])):
+    directory = document["directory"]
+    if document["state"] not in RESULTS | {CLEANED} or (directory and not is_content_name(directory)):
         raise ValueError("state or directory")
     members = {name: _read_record(name, record) for name, record in document["members"].items()}
     inputs = tuple(_read_pin(pair) for pair in document["inputs"])

@@ -17,7 +17,7 @@ from typing import Any
 from lap_assets.errors import Conflict, IntegrityError, PermanentFailure
 from lap_assets.model.ids import DataId, Pin
 from lap_assets.model.products import get_product
-from lap_assets.model.states import DONE, RESULTS
+from lap_assets.model.states import CLEANED, DONE, RESULTS
 from lap_assets.store.files import (
     MemberRecord,
     check_members,
@@ -95,6 +95,8 @@ def _link_members(layout: Layout, source: Pin, scratch: Path) -> dict[str, Membe
         raise IntegrityError(f"{source.data_id}: {path}: {error}") from None
     if manifest.content_sha256 != source.content:
         raise Conflict(f"{source.data_id}: was replaced since it was pinned; plan again")
+    if manifest.state == CLEANED:
+        raise Conflict(f"{source.data_id}: was cleaned, so nothing can refer to it; it is re-created when asked for")
     if manifest.state != DONE:
         raise PermanentFailure(f"{source.data_id}: is {manifest.state}, so nothing can refer to it")
     for name in manifest.members:

@@ -14,15 +14,26 @@ from typing import Any, BinaryIO, TypeVar
 import pandas as pd
 from astropy.io import fits
 
-from lap_assets.errors import BadInput, Conflict, IntegrityError, NotFound
+from lap_assets.errors import BadInput, Cleaned, Conflict, IntegrityError, NotFound
 from lap_assets.model.ids import DataId, Pin, join_key
 from lap_assets.model.image import MaskedImage
 from lap_assets.model.products import CALIBRATION_COLLECTION, CALIBRATIONS, KEY_PARTS, PRODUCTS, Product, get_product
-from lap_assets.model.states import DONE
-from lap_assets.store import files, fits_format, journal, logs, publish, refcat, table_format
+from lap_assets.model.states import CLEANED, DONE
+from lap_assets.store import (
+    cleaning,
+    configs,
+    files,
+    fits_format,
+    journal,
+    logs,
+    publish,
+    refcat,
+    table_format,
+    versions,
+)
 from lap_assets.store.expressions import Term, match_choices, matches, parse_expression, resolve_key, resolve_terms
 from lap_assets.store.fits_format import MalformedFile, Plane
-from lap_assets.store.layout import DIGITS, Layout
+from lap_assets.store.layout import Layout
 from lap_assets.store.manifest import Manifest, decode_manifest
 from lap_assets.store.mosaic import mosaic_images, plan_mosaic
 from lap_assets.store.provenance import sort_pins, take_fingerprint
@@ -87,9 +98,9 @@ class Repo:
             raise self._integrity_error(data_id, path, error) from None
 
     def pin(self, data_id: DataId) -> Pin | None:
-        """The unit pinned by its content, or None if it is not `done`."""
+        """The unit pinned by its content, or None if it has none; its files may have been cleaned."""
         manifest = self.manifest(data_id)
-        return manifest.pin if manifest and manifest.state == DONE else None
+        return manifest.pin if manifest and manifest.has_content else None
 
     def units(self, collection: str, product: str, partition: str) -> list[DataId]:
         """Units of a partition that have a manifest, sorted."""
@@ -106,10 +117,22 @@ class Repo:
     def has_files(self, data_id: DataId) -> bool:
         """Whether the unit has a manifest and all its members are there in full size; reads no pixel."""
         manifest = self.manifest(data_id)
-        if manifest is None:
+        if manifest is None or manifest.state == CLEANED:
             return False
         paths = [(self.layout.member(data_id, manifest.directory, n), r.bytes) for n, r in manifest.members.items()]
         return all(path.is_file() and path.stat().st_size == size for path, size in paths)
+
+    def has_version(self, pin: Pin) -> bool:
+        """Whether a unit can be read as it was pinned, replaced since or not."""
+        manifest = self.manifest(pin.data_id)
+        if manifest is None or manifest.state != DONE:
+            return False
+        if manifest.content_sha256 == pin.content:
+            return self.has_files(pin.data_id)
+        try:
+            return bool(versions.find_version(self.layout, pin))
+        except Conflict:
+            return False
 
     # ---- reading by data id
 
@@ -177,6 +200,8 @@ class Repo:
         manifest = self.manifest(data_id)
         if manifest is None:
             raise NotFound(f"{data_id} is missing; make it with: {recreate_command(data_id)}")
+        if manifest.state == CLEANED:
+            raise _explain_cleaned(manifest)
         if manifest.state != DONE:
             reason = f" ({manifest.reason})" if manifest.reason else ""
             raise NotFound(f"{data_id} has no files: it is {manifest.state}{reason}")
@@ -185,25 +210,10 @@ class Repo:
     def _locate(self, unit: DataId | Pin, manifest: Manifest, member: str) -> tuple[Path, files.MemberRecord]:
         data_id, directory, members = manifest.data_id, manifest.directory, manifest.members
         if isinstance(unit, Pin) and unit.content != manifest.content_sha256:
-            directory, members = self._find_version(unit)
+            directory, members = versions.find_version(self.layout, unit)
         if member not in members:
             raise NotFound(f"{data_id} has no member {member!r}; there are: {', '.join(members)}")
         return self.layout.member(data_id, directory, member), members[member]
-
-    def _find_version(self, pin: Pin) -> tuple[str, dict[str, files.MemberRecord]]:
-        """A replaced version that is still there; without a manifest, it counts only if its content is the pin's."""
-        product = get_product(pin.data_id.product)
-        for folder in self.layout.find_versions(pin.data_id):
-            if not folder.name.startswith(pin.content[:DIGITS]):
-                continue
-            try:
-                publish.check_inside(folder)
-                records = files.describe_folder(folder, product)
-            except (MalformedFile, OSError):
-                continue
-            if files.combine_members(records.values()) == pin.content:
-                return folder.name, records
-        raise Conflict(f"{pin.data_id} was replaced since it was pinned as {pin.content[:12]}; plan again")
 
     def _open(self, path: Path) -> BinaryIO:
         publish.check_inside(path.parent)
@@ -252,7 +262,12 @@ class Repo:
         )
         return publish.publish_unit(self.layout, manifest, members)
 
-    # ---- reference catalogues, journal
+    def clean(self, data_id: DataId, reason: str = "nothing needs it", fence: int | None = None) -> int:
+        """Remove the files of a unit and keep its manifest; returns the bytes freed (see `cleaning.clean_unit`)."""
+        manifest = self.manifest(data_id)
+        return 0 if manifest is None else cleaning.clean_unit(self.layout, manifest, reason, fence)
+
+    # ---- reference catalogues, settings, journal
 
     def write_refcat(self, name: str, table: pd.DataFrame) -> str:
         """Make `table` the reference catalogue called `name`; returns its content hash."""
@@ -261,6 +276,14 @@ class Repo:
     def read_refcat(self, name: str, ra_deg: float, dec_deg: float, radius_deg: float) -> pd.DataFrame:
         """Rows of a reference catalogue within a cone, sorted by source_id."""
         return refcat.read_refcat(self.layout, name, ra_deg, dec_deg, radius_deg)
+
+    def keep_config(self, document: bytes) -> str:
+        """Keep settings that products are made with; returns their SHA-256."""
+        return configs.keep_config(self.layout, document)
+
+    def read_config(self, sha256: str) -> bytes | None:
+        """The settings of this hash, or None; raises `IntegrityError` for damaged ones."""
+        return configs.read_config(self.layout, sha256)
 
     def append_journal(self, entry: Mapping[str, Any]) -> None:
         """Append one definition to the journal, durably."""
@@ -298,6 +321,8 @@ class Repo:
         found = self.find(product, collection, **keys)
         manifests = [self.manifest(data_id) for data_id in found]
         done = [one.data_id for one in manifests if one is not None and one.state == DONE]
+        if gone := [one for one in manifests if one is not None and one.state == CLEANED]:
+            raise _explain_cleaned(gone[0])  # also where other units are there: a picture of the rest would mislead
         if not done:
             raise self._explain_missing(product, collection, keys, [one for one in manifests if one is not None])
         if len(done) == 1:
@@ -305,7 +330,8 @@ class Repo:
         if len({data_id.partition for data_id in done}) > 1:
             raise BadInput(_describe_choice(product, done))
         if name.endswith(".parquet"):
-            return _concatenate(done, [self.read_table(data_id, name) for data_id in done])
+            tables = [self.read_table(data_id, name) for data_id in done]
+            return table_format.concatenate_tables(tables, get_product(product).unit, [one.unit for one in done])
         if name.endswith(".fits") and get_product(product).unit == "skycell":
             grid = plan_mosaic([self._read_header(data_id, name) for data_id in done])
             return mosaic_images(grid, (self.read_image(data_id, name) for data_id in done))
@@ -338,7 +364,11 @@ class Repo:
         return []
 
     def query(
-        self, product: str | None = None, where: str | None = None, collection: str | None = None
+        self,
+        product: str | None = None,
+        where: str | None = None,
+        collection: str | None = None,
+        tags: Callable[[DataId], Mapping[str, Any]] = lambda data_id: {},
     ) -> pd.DataFrame:
         """Units as a table: data id, keys, state, bytes, content and metrics; of each unit the first in the chain.
 
@@ -346,6 +376,8 @@ class Repo:
         ----------
         where : str, optional
             Expression over these columns (`expressions.py`): `band=g^r fwhm_arcsec<1.2`.
+        tags : callable
+            Further columns of a unit, which the store knows nothing of.
         """
         terms = parse_expression(where)
         products = [get_product(product).name] if product else list(PRODUCTS)
@@ -355,7 +387,7 @@ class Repo:
                 for data_id in self.all_units(one, name):
                     key = (name, data_id.partition, data_id.unit)
                     if key not in rows:
-                        rows[key] = self._describe(data_id)
+                        rows[key] = self._describe(data_id) | tags(data_id)
         chosen = _select_rows(list(rows.values()), terms)
         return pd.DataFrame(chosen) if chosen else pd.DataFrame(columns=list(COLUMNS))
 
@@ -430,6 +462,11 @@ def recreate_command(data_id: DataId) -> str:
     return f"lap run --select '{' '.join(f'{key}={value}' for key, value in keys.items())}' --to {row.name}"
 
 
+def _explain_cleaned(manifest: Manifest) -> Cleaned:
+    data_id = manifest.data_id
+    return Cleaned(f"{data_id} was cleaned ({manifest.reason}); re-create it with: lap recreate '{data_id}'")
+
+
 def _match_keys(wanted: Mapping[str, str], keys: Mapping[str, str]) -> bool:
     return all(match_choices(choices, keys.get(key, "")) for key, choices in wanted.items())
 
@@ -451,18 +488,3 @@ def _describe_choice(product: str, found: Sequence[DataId]) -> str:
     shown = {key: "^".join(sorted(some)[:8]) + ("…" if len(some) > 8 else "") for key, some in values.items()}
     open_keys = [f"{key}={shown[key]}" for key, some in values.items() if len(some) > 1]
     return f"{product}: {len(found)} units match; choose one by {' '.join(open_keys)}"
-
-
-def _concatenate(found: Sequence[DataId], tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
-    """One table of all units, with a column that names the unit unless there is one."""
-    unit = get_product(found[0].product).unit
-    parts = []
-    for data_id, table in zip(found, tables, strict=True):
-        part = table.copy(deep=False)
-        part.attrs = {}
-        if unit and unit not in part.columns:
-            part.insert(0, unit, data_id.unit)
-        parts.append(part)
-    whole = pd.concat(parts, ignore_index=True)
-    whole.attrs["units"] = tables[0].attrs.get("units", {})
-    return whole

@@ -59,6 +59,20 @@ def decode_table(data: bytes, columns: Sequence[str] | None = None) -> tuple[pd.
     return table, hash_table(arrow)
 
 
+def concatenate_tables(tables: Sequence[pd.DataFrame], unit: str, names: Sequence[str]) -> pd.DataFrame:
+    """One table of all units, with a column called `unit` that names each unless there is one."""
+    parts = []
+    for name, table in zip(names, tables, strict=True):
+        part = table.copy(deep=False)
+        part.attrs = {}
+        if unit and unit not in part.columns:
+            part.insert(0, unit, name)
+        parts.append(part)
+    whole = pd.concat(parts, ignore_index=True)
+    whole.attrs["units"] = tables[0].attrs.get("units", {})
+    return whole
+
+
 def hash_table(table: pa.Table) -> str:
     """Content hash: of each column its name, unit, type, length and little-endian values."""
     digest, units = hashlib.sha256(), _read_units(table)

@@ -7,22 +7,24 @@ Nothing is repaired here: a quarantined unit is missing, and a run makes it agai
 import contextlib
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from lap_assets.errors import IntegrityError, NotFound
 from lap_assets.model.ids import DataId
 from lap_assets.model.products import get_product
-from lap_assets.model.states import CORRUPT
+from lap_assets.model.states import CLEANED, CORRUPT
 from lap_assets.store import refcat
+from lap_assets.store.configs import find_configs, read_config
 from lap_assets.store.files import check_size, open_member, verify_member
 from lap_assets.store.fits_format import MalformedFile
-from lap_assets.store.layout import MANIFEST, Layout, find_content_dirs, is_temporary, temporary_beside
+from lap_assets.store.layout import MANIFEST, Layout, find_content_dirs, is_temporary
 from lap_assets.store.manifest import Manifest, decode_manifest
 from lap_assets.store.publish import check_inside, create_folders, sync_folder, write_synced
 from lap_assets.store.repo import Repo
 from lap_assets.store.table_format import encode_json
+from lap_assets.store.versions import is_current, read_current, remove_version
 
 KEEP_SECONDS = 3600.0  # replaced versions and files being written are left alone this long
 NOTE = "corrupt.json"  # beside a quarantined version: what it was and why it is here
@@ -43,7 +45,9 @@ class FsckReport:
     removed : list of Path
         Temporary files and folders of writers that are gone.
     damaged : list of str
-        What is broken but no unit (reference catalogues, the journal), one line each with what to do.
+        What is broken but no unit (reference catalogues, kept settings, the journal), one line each with what to do.
+    cleaned : int
+        Units whose files were removed on purpose: nothing is wrong with them.
     """
 
     units: int = 0
@@ -52,6 +56,7 @@ class FsckReport:
     orphans: list[Path] = field(default_factory=list)
     removed: list[Path] = field(default_factory=list)
     damaged: list[str] = field(default_factory=list)
+    cleaned: int = 0
 
     @property
     def lines(self) -> list[str]:
@@ -59,7 +64,8 @@ class FsckReport:
         lines = [f"{data_id}: {problem}" for data_id, problem in self.broken.items()] + self.damaged
         lines.append(
             f"{self.units} units, {self.bytes / 1e6:.1f} MB: {len(self.broken)} broken and quarantined, "
-            f"{len(self.removed)} left-over temporary files removed, {len(self.orphans)} replaced versions kept"
+            f"{self.cleaned} cleaned, {len(self.removed)} left-over temporary files removed, "
+            f"{len(self.orphans)} replaced versions kept"
         )
         return lines
 
@@ -83,14 +89,17 @@ def fsck(repo: Repo, full: bool = False, now: float | None = None, keep_seconds:
         report.removed += remove_temporary(layout.unit_dir(data_id), before)
     for name in layout.refcats():
         report.removed += remove_temporary(layout.refcat_dir(name), before)
+    if layout.configs.is_dir():
+        report.removed += remove_temporary(layout.configs, before)
     report.damaged = find_damage(repo, full)
     return report
 
 
 def find_damage(repo: Repo, full: bool) -> list[str]:
-    """What is wrong with reference catalogues (all rows only if `full`) and the journal; one line each."""
+    """What is wrong with reference catalogues (all rows only if `full`), kept settings and journal; a line each."""
     check = refcat.check_refcat if full else refcat.describe_refcat
     checks = [lambda name=name: check(repo.layout, name) for name in repo.layout.refcats()]
+    checks += [lambda name=name: read_config(repo.layout, name) for name in find_configs(repo.layout)]
     damaged = []
     for one in (*checks, repo.read_journal):
         try:
@@ -112,6 +121,7 @@ def _check_unit(layout: Layout, data_id: DataId, full: bool, report: FsckReport)
     report.orphans += [entry for entry in layout.find_versions(data_id) if entry.name != current]
     if manifest or problem:
         report.units += 1
+        report.cleaned += bool(manifest and manifest.state == CLEANED)
         report.bytes += manifest.bytes if manifest else 0
 
 
@@ -125,7 +135,7 @@ def _find_problem(layout: Layout, data_id: DataId, full: bool) -> tuple[Manifest
             manifest = decode_manifest(stream.read(), data_id)
         path = layout.content_dir(data_id, manifest.directory) if manifest.directory else path
         check_inside(path)
-        for name, record in manifest.members.items():
+        for name, record in manifest.members.items() if manifest.directory else ():
             path = layout.member(data_id, manifest.directory, name)
             with open_member(path) as stream:
                 if full:
@@ -204,32 +214,33 @@ def sweep(
     leased : set of DataId
         Units someone holds a lease on: left alone.
     """
-    before = (time.time() if now is None else now) - keep_seconds
-    removed, layout = [], repo.layout
+    found = find_replaced(repo, now, keep_seconds, leased)
+    return [entry for entry, current in found if remove_version(entry, current) is not None]
+
+
+def find_replaced(
+    repo: Repo,
+    now: float | None = None,
+    keep_seconds: float = KEEP_SECONDS,
+    leased: frozenset[DataId] = frozenset(),
+) -> Iterator[tuple[Path, Callable[[], str]]]:
+    """What `sweep` would remove, each with the function that tells the current version's name (`remove_version`)."""
+    before, layout = (time.time() if now is None else now) - keep_seconds, repo.layout
     for data_id in layout.find_all_units():
         if data_id not in leased:
-            removed += _sweep_folder(layout.manifest(data_id), before, lambda d=data_id: _current_unit(layout, d))
+            yield from _find_old(layout.manifest(data_id), before, lambda d=data_id: read_current(layout, d))
     for name in layout.refcats():
         description = layout.refcat_dir(name) / refcat.DESCRIPTION
-        removed += _sweep_folder(description, before, lambda n=name: refcat.describe_refcat(layout, n)["version"])
-    return removed
+        yield from _find_old(description, before, lambda n=name: refcat.describe_refcat(layout, n)["version"])
 
 
-def _sweep_folder(document: Path, before: float, read_current: Callable[[], str]) -> list[Path]:
-    """Remove the versions beside `document` that it does not name, unless they may have been current since `before`."""
-    removed, folder = [], document.parent
-    for entry in find_content_dirs(folder):
-        if _last_used(document, entry) > before or _is_current(entry, read_current):
-            continue
-        scratch = temporary_beside(folder)
-        entry.rename(scratch)
-        # a writer may have taken it up again between the two looks
-        if _is_current(entry, read_current):
-            scratch.rename(entry)
-            continue
-        shutil.rmtree(scratch)
-        removed.append(entry)
-    return removed
+def _find_old(
+    document: Path, before: float, current: Callable[[], str]
+) -> Iterator[tuple[Path, Callable[[], str]]]:
+    """The versions beside `document` that it does not name, but for those that may have been current since `before`."""
+    for entry in find_content_dirs(document.parent):
+        if _last_used(document, entry) <= before and not is_current(entry, current):
+            yield entry, current
 
 
 def _last_used(document: Path, entry: Path) -> float:
@@ -238,17 +249,3 @@ def _last_used(document: Path, entry: Path) -> float:
     with contextlib.suppress(FileNotFoundError):
         times.append(document.stat().st_mtime)
     return max(times)
-
-
-def _current_unit(layout: Layout, data_id: DataId) -> str:
-    with open_member(layout.manifest(data_id)) as stream:
-        return decode_manifest(stream.read(), data_id).directory
-
-
-def _is_current(entry: Path, read_current: Callable[[], str]) -> bool:
-    try:
-        return read_current() == entry.name
-    except (FileNotFoundError, NotFound):
-        return False
-    except (MalformedFile, IntegrityError, OSError):
-        return True  # cannot be told: leave it to fsck

@@ -10,6 +10,7 @@ from lap_assets_tests.store.samples import FINAL, STACK, make_stack, publish
 from lap_assets_tests.store.test_refcat import make_refcat
 
 OLD, NEW = 3, 4
+DOCUMENT = b'{"stacks": {"min_inputs": 6}}'
 LATER = 4e9  # seconds since the epoch: everything is old by then
 
 
@@ -51,3 +52,11 @@ def append_to_journal(root: Path) -> None:
 
 def replace_refcat(root: Path) -> None:
     Repo(root).write_refcat("gaia", make_refcat([10.0, 20.0], [0.0, 0.0]))
+
+
+def clean(root: Path) -> None:
+    Repo(root).clean(STACK, "nothing needs it")
+
+
+def keep_settings(root: Path) -> None:
+    Repo(root).keep_config(DOCUMENT)

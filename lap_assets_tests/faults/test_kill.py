@@ -5,11 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from lap_assets.errors import IntegrityError, NotFound
+from lap_assets.errors import Cleaned, IntegrityError, NotFound
+from lap_assets.store import configs
 from lap_assets.store.repo import Repo
 from lap_assets.store.verify import fsck, sweep
 from lap_assets_tests.faults import actions
-from lap_assets_tests.faults.actions import LATER, NEW, OLD
+from lap_assets_tests.faults.actions import DOCUMENT, LATER, NEW, OLD
 from lap_assets_tests.faults.tracing import kill_before, record
 from lap_assets_tests.store.samples import FINAL, STACK, check_stack, make_stack, publish
 from lap_assets_tests.store.test_refcat import make_refcat
@@ -140,6 +141,60 @@ def test_killed_anywhere_the_sweep_leaves_the_current_version(folder):
     calls, seen = kill_everywhere(folder, actions.sweep_all, prepare, inspect)
     assert set(seen) == {NEW}
     assert "unlinkat" in {call.name for call in calls} or "unlink" in {call.name for call in calls}
+
+
+def test_killed_anywhere_a_cleaned_unit_is_full_or_cleaned_and_cleaning_goes_on(folder):
+    """LAP-33: the manifest first, then the files; what a kill leaves of them goes with the next cleaning or check."""
+
+    def inspect(root):
+        repo = Repo(root)
+        manifest = repo.manifest(STACK)
+        if manifest.state == "done":
+            check_stack(repo, STACK, {OLD})
+        else:
+            assert manifest.pin == pinned and manifest.directory == "" and set(manifest.members) == members
+            with pytest.raises(Cleaned, match="lap recreate"):
+                repo.read_image(STACK)
+        actions.clean(root)
+        assert repo.manifest(STACK).state == "cleaned" and repo.layout.find_versions(STACK) == []
+        assert repo.clean(STACK) == 0
+        leave_no_trace(root)
+        return manifest.state
+
+    actions.publish_old(folder / "reference")
+    pinned, members = Repo(folder / "reference").pin(STACK), set(Repo(folder / "reference").manifest(STACK).members)
+    calls, seen = kill_everywhere(folder, actions.clean, actions.publish_old, inspect)
+    assert_switches_once(calls, seen, "done", "cleaned")
+    assert [call.name for call in calls].count("rename") == 2  # the manifest, then the folder that goes
+
+
+def test_killed_anywhere_a_cleaned_unit_comes_back_whole(folder):
+    def prepare(root):
+        actions.publish_old(root)
+        actions.clean(root)
+
+    def inspect(root):
+        manifest = Repo(root).manifest(STACK)
+        if manifest.state == "done":
+            check_stack(Repo(root), STACK, {OLD})
+        leave_no_trace(root)
+        return manifest.state
+
+    calls, seen = kill_everywhere(folder, actions.publish_old, prepare, inspect)
+    assert_switches_once(calls, seen, "cleaned", "done")
+
+
+def test_killed_anywhere_kept_settings_are_absent_or_whole(folder):
+    def inspect(root):
+        repo = Repo(root)
+        kept = [repo.read_config(name) for name in configs.find_configs(repo.layout)]
+        actions.keep_settings(root)
+        assert [repo.read_config(name) for name in configs.find_configs(repo.layout)] == [DOCUMENT]
+        assert fsck(repo, now=LATER).damaged == [] and not [path for path in root.rglob(".tmp*")]
+        return kept
+
+    calls, seen = kill_everywhere(folder, actions.keep_settings, Path.mkdir, inspect)
+    assert_switches_once(calls, seen, [], [DOCUMENT], ".json")
 
 
 def test_killed_anywhere_the_journal_keeps_what_was_in_it(folder):

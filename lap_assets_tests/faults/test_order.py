@@ -50,7 +50,15 @@ def find_unsynced(calls: list[Call]) -> list[tuple[str, str]]:
 
 
 @pytest.mark.parametrize(
-    "action", [actions.publish_new, actions.publish_reference, actions.publish_result, actions.replace_refcat]
+    "action",
+    [
+        actions.publish_new,
+        actions.publish_reference,
+        actions.publish_result,
+        actions.replace_refcat,
+        actions.clean,
+        actions.keep_settings,
+    ],
 )
 def test_everything_is_on_disk_before_it_is_seen(folder, action):
     for name in ("whole", "scratch"):

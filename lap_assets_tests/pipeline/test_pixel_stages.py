@@ -15,13 +15,13 @@ from PIL import Image
 from lap_assets.errors import NoWork
 from lap_assets.model.ids import DataId
 from lap_assets.model.image import Mask, MaskedImage
+from lap_assets.model.sphere import grow_polygons
 from lap_assets.pipeline import streak_masks, transients
 from lap_assets.pipeline.diffs import read_psf
 from lap_assets.pipeline.final_stacks import mask_streaks
 from lap_assets.pipeline.stacks import combine_warps, describe_stack
 from lap_assets.pipeline.task import Task
 from lap_assets.pipeline.transients import select_owned
-from lap_assets.pipeline.warps import grow_polygon
 from lap_assets.science.streaks import STREAK_COLUMNS
 from lap_assets.settings import Settings, StackSettings
 from lap_assets.store.repo import Repo
@@ -53,7 +53,7 @@ def test_grown_footprints_contain_the_old_ones(ra, dec, size):
         v = centre + half * (a * east + b * north)
         v /= np.linalg.norm(v)
         corners.append((np.degrees(np.arctan2(v[1], v[0])) % 360, np.degrees(np.arcsin(v[2]))))
-    grown = grow_polygon(corners, 60.0)
+    grown = grow_polygons(np.array(corners), 60.0 / 3600.0)
     for old, new in zip(corners, grown, strict=True):
         assert separation_arcsec(old, new) == pytest.approx(60 * np.sqrt(2), rel=0.01)
         assert separation_arcsec(new, (ra, dec)) > separation_arcsec(old, (ra, dec))

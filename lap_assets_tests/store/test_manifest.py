@@ -36,7 +36,8 @@ def document() -> dict:
 
 
 def test_manifests_come_back():
-    for manifest in (MANIFEST, replace(MANIFEST, refers_to=None), Manifest(STACK, "no_work", "too few inputs")):
+    cleaned = replace(MANIFEST, state="cleaned", directory="", reason="nothing needs it")
+    for manifest in (MANIFEST, replace(MANIFEST, refers_to=None), cleaned, Manifest(STACK, "no_work", "too few")):
         assert decode_manifest(encode_manifest(manifest), STACK) == manifest
 
 
@@ -57,6 +58,9 @@ def test_any_changed_byte_of_a_manifest_is_noticed():
     [
         {"format": 2},
         {"state": "finished"},
+        {"state": "cleaned"},
+        {"state": "goto_cleaned"},
+        {"state": "no_work", "directory": ""},
         {"members": {}},
         {"directory": "../../x"},
         {"directory": ""},
