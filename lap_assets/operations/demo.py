@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from lap_assets.errors import BadInput
-from lap_assets.operations.drive import choose_tessellation, run_survey
+from lap_assets.operations.define import choose_tessellation
+from lap_assets.operations.drive import AUTOMATIC, run_survey
 from lap_assets.operations.ingest import ingest_frames, ingest_refcat
 from lap_assets.operations.report import compare_with_truth, summarize_states
 from lap_assets.operations.workspace import Workspace
@@ -21,6 +22,8 @@ from lap_assets.pipeline.compute import count_workers, get_executor
 from lap_assets.pipeline.task import UnitReport
 from lap_assets.settings import ComputeSettings
 from lap_assets.sim.survey import simulate_survey
+
+KEEP_HOURS = 24.0 * 365
 
 
 def run_demo(
@@ -95,7 +98,8 @@ def set_up(root: Path, sim: Path, workers: int) -> Workspace:
     field = json.loads((sim / "field.json").read_text())
     overrides = {"compute.workers": workers} if workers else {}
     if not (root / "lap.yaml").exists():
-        Workspace.create(root, {})
+        # whoever looks at the demo wants to see everything, although nothing needs it any more
+        Workspace.create(root, {"lap": {"keep_hours": KEEP_HOURS}})
     space = Workspace.open(root, overrides)
     # each step is idempotent: a demo that was killed amid them goes on here
     space.ledger.add_tessellation(field["tessellation"])
@@ -104,7 +108,7 @@ def set_up(root: Path, sim: Path, workers: int) -> Workspace:
         if outcome.rejected:
             raise BadInput(f"demo: {outcome.rejected[0].path}: {outcome.rejected[0].reason}")
     ingest_refcat(space, sorted((sim / "refcat").glob("*.parquet")), field["refcat"], ["*"])
-    space.ledger.define_runs(space.settings.collections[0], choose_tessellation(space, None))
+    space.ledger.define_runs(space.settings.collections[0], choose_tessellation(space, None), label=AUTOMATIC)
     return space
 
 

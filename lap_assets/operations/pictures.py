@@ -179,7 +179,7 @@ def cut_diff(space: Workspace, survey: Survey, cell: str, exposure: str, ra: flo
     for data_id in space.repo.units(survey.collection, "diffs", join_key(exposure, cell)):
         skycell = survey.cells[cell].skycells[data_id.unit]
         column, row = round(x) - skycell.x0, round(y) - skycell.y0
-        if half <= column < skycell.nx - half and half <= row < skycell.ny - half and space.repo.pin(data_id):
+        if half <= column < skycell.nx - half and half <= row < skycell.ny - half and space.repo.has_files(data_id):
             sci = space.repo.read_image(data_id, planes=("SCI",)).sci
             return sci[row - half : row + half + 1, column - half : column + half + 1]
     return np.zeros((2 * half + 1, 2 * half + 1), np.float32)

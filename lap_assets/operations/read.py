@@ -1,7 +1,9 @@
 """What people ask of a repository in a terminal: list, show, fetch, cut out, report, check. Text and files out."""
 
 import json
+import re
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +15,19 @@ from astropy.io import fits
 from lap_assets.errors import BadInput, NotFound
 from lap_assets.model.camera import CAMERAS_DIR, load_camera
 from lap_assets.model.cells import ProjectionCell
-from lap_assets.model.ids import DataId
+from lap_assets.model.ids import JOIN, DataId
 from lap_assets.model.image import MaskedImage
-from lap_assets.model.products import PRODUCTS
+from lap_assets.model.products import CELL_BANDS, CELLS, EXPOSURE_CELLS, EXPOSURES, PRODUCTS, get_product
 from lap_assets.model.sphere import separation_deg, unit_vectors
-from lap_assets.model.states import RESULTS
+from lap_assets.model.states import ENDED
+from lap_assets.model.survey import PartitionRef, Run, Survey
 from lap_assets.operations.report import compare_with_truth, describe_comparison, summarize_states
 from lap_assets.operations.workspace import Workspace
 from lap_assets.qa.pictures import colour_picture
 from lap_assets.settings import Settings
 from lap_assets.store.verify import fsck, sweep
+
+TAGS = ("lap_id", "label", "dist_group")  # of runs, handed to all that is made for them
 
 
 def summarize_products(space: Workspace, collection: str | None = None) -> pd.DataFrame:
@@ -46,9 +51,41 @@ def summarize_products(space: Workspace, collection: str | None = None) -> pd.Da
 
 
 def list_units(space: Workspace, product: str | None, where: str | None, collection: str | None = None) -> pd.DataFrame:
-    """Units of a product that match an expression: data id, state, bytes, reason."""
-    table = space.repo.query(product, where, collection)
-    return table[[column for column in ("data_id", "state", "bytes", "reason") if column in table.columns]]
+    """Units of a product that match an expression: data id, state, bytes, tags of their runs, reason."""
+    table = space.repo.query(product, where, collection, make_tags(space))
+    columns = ("data_id", "state", "bytes", *TAGS, "reason")
+    return table[
+        [column for column in columns if column in table.columns and (column not in TAGS or table[column].any())]
+    ]
+
+
+def make_tags(space: Workspace) -> Callable[[DataId], dict[str, str]]:
+    """How a unit finds the tags of the runs it was made for (LAP-06); several are joined by `+`."""
+    found: dict[str, dict[PartitionRef, dict[str, str]]] = {}
+
+    def tags(data_id: DataId) -> dict[str, str]:
+        if data_id.collection not in found:
+            found[data_id.collection] = tag_partitions(space.ledger.survey(data_id.collection, lean=True))
+        return found[data_id.collection].get((get_product(data_id.product).partitions, data_id.partition), {})
+
+    return tags
+
+
+def tag_partitions(survey: Survey) -> dict[PartitionRef, dict[str, str]]:
+    """Run number, label and distribution group by (partition set, partition)."""
+    runs: dict[PartitionRef, list[Run]] = {}
+    for run in survey.runs:
+        mine = [(CELL_BANDS, f"{run.cell}{JOIN}{run.band}"), (CELLS, run.cell)]
+        mine += [ref for e in run.everyone for ref in ((EXPOSURES, e), (EXPOSURE_CELLS, f"{e}{JOIN}{run.cell}"))]
+        for ref in mine:
+            runs.setdefault(ref, []).append(run)
+    return {
+        ref: {
+            name: "+".join(dict.fromkeys(str(value) for run in some if (value := getattr(run, name)) not in ("", None)))
+            for name in TAGS
+        }
+        for ref, some in runs.items()
+    }
 
 
 def describe_thing(thing: Any) -> str:
@@ -107,8 +144,10 @@ def image_hdus(image: MaskedImage) -> fits.HDUList:
 
 
 def show_settings(settings: Settings) -> str:
-    """All settings with their values, as YAML."""
-    return yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False).rstrip()
+    """All settings with their values, as YAML; passwords are left out."""
+    values = settings.model_dump(mode="json")
+    values["ledger_url"] = re.sub(r"(://[^:/@]*:)[^@]*@", r"\1***@", values["ledger_url"])
+    return yaml.safe_dump(values, sort_keys=False).rstrip()
 
 
 def show_cameras() -> str:
@@ -230,7 +269,7 @@ def check_store(space: Workspace, full: bool) -> tuple[list[str], int]:
     Returns lines for a terminal and the number of things found broken.
     """
     outcome = fsck(space.repo, full=full)
-    known = {unit.data_id for unit in space.ledger.units() if unit.state in RESULTS}
+    known = {unit.data_id for unit in space.ledger.units() if unit.state in ENDED}
     lost = sorted(d for d in known - set(outcome.broken) if space.repo.manifest(d) is None)
     for data_id in [*outcome.broken, *lost]:
         space.ledger.forget_unit(data_id)

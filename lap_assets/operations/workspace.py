@@ -5,7 +5,7 @@ The command line, the Dagster definitions and the reports all begin with `Worksp
 """
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -14,25 +14,29 @@ from pathlib import Path
 import yaml
 
 from lap_assets.errors import BadInput, LapError, NotFound
+from lap_assets.ledger.database import BUSY_SECONDS
 from lap_assets.ledger.ledger import Ledger
 from lap_assets.model.camera import load_camera
-from lap_assets.model.ids import check_name
+from lap_assets.model.ids import JOIN, check_name
 from lap_assets.model.products import PRODUCTS
 from lap_assets.model.survey import Survey
 from lap_assets.pipeline.stages import STAGES
 from lap_assets.settings import (
+    POSTGRES_VARIABLE,
     SETTINGS_FILE,
     Settings,
     add_environment,
     find_repository,
     load_settings,
     parse_settings,
+    read_postgres_url,
 )
 from lap_assets.store.refcat import describe_refcat
 from lap_assets.store.repo import Repo
 
 LEAST_FREE_BYTES = 1 << 20
 INSTANCE_YAML = Path(__file__).parents[1] / "defs" / "dagster.yaml"
+POSTGRES_YAML = INSTANCE_YAML.with_name("dagster.postgres.yaml")
 
 
 @contextmanager
@@ -48,17 +52,35 @@ def explain_full_disk(root: Path) -> Iterator[None]:
         raise
 
 
+def check_instance(root: Path) -> None:
+    """Raise `BadInput` where the databases of a repository are embedded and the environment names others, or reverse.
+
+    Otherwise half of a survey's records would go to one place and half to the other.
+    """
+    path = root / "dagster" / "dagster.yaml"
+    outside = path.is_file() and f"env: {POSTGRES_VARIABLE}" in path.read_text()
+    if outside and not read_postgres_url():
+        raise BadInput(f"{root} has its databases on PostgreSQL ({path} says so): set {POSTGRES_VARIABLE}")
+    if not outside and read_postgres_url():
+        raise BadInput(
+            f"{POSTGRES_VARIABLE} is set, but {root} has its databases embedded: unset it, or move them as "
+            f"{POSTGRES_YAML} describes"
+        )
+
+
 @dataclass(frozen=True)
 class Workspace:
-    """Settings, store and ledger of one repository folder."""
+    """Settings, store and ledger of one repository folder; it waits `busy_seconds` for a locked database."""
 
     root: Path
     settings: Settings
+    busy_seconds: float = BUSY_SECONDS
 
     @classmethod
     def open(cls, given: Path | str | None = None, overrides: dict | None = None) -> "Workspace":
         """Open the repository at `given`, in `LAP_REPO`, or around here; raises `BadInput` if there is none."""
         root = find_repository(given)
+        check_instance(root)
         return cls(root, load_settings(root, overrides))
 
     @classmethod
@@ -68,10 +90,15 @@ class Workspace:
             raise BadInput(
                 f"{root} is a repository already (it has {SETTINGS_FILE}); choose another folder or use it as it is"
             )
+        instance = POSTGRES_YAML if read_postgres_url() else INSTANCE_YAML
         (root / "dagster").mkdir(parents=True, exist_ok=True)
-        (root / "dagster" / "dagster.yaml").write_text(INSTANCE_YAML.read_text())
+        (root / "dagster" / "dagster.yaml").write_text(instance.read_text())
         space = cls(root, parse_settings(add_environment(settings or {}), "lap init"))
-        Ledger.create(space.ledger_url, journal=space.repo.append_journal).close()
+        ledger = Ledger.create(space.ledger_url, journal=space.repo.append_journal)
+        taken = ledger.tessellations() or ledger.sequences() or ledger.exposures()
+        ledger.close()
+        if taken:
+            raise BadInput(f"the ledger for {root} is another repository's already: give each a database of its own")
         # last: its presence says that the repository is whole
         text = "# settings of this repository; `lap show settings` lists all there are with their values\n"
         (root / SETTINGS_FILE).write_text(text + (yaml.safe_dump(settings) if settings else "{}\n"))
@@ -83,7 +110,7 @@ class Workspace:
 
     @cached_property
     def ledger(self) -> Ledger:
-        return Ledger.open(self.ledger_url, journal=self.repo.append_journal)
+        return Ledger.open(self.ledger_url, journal=self.repo.append_journal, busy_seconds=self.busy_seconds)
 
     @cached_property
     def repo(self) -> Repo:
@@ -91,8 +118,31 @@ class Workspace:
 
     def survey(self, collection: str | None = None) -> Survey:
         """The survey of one collection (default: the first open one)."""
-        survey = self.ledger.survey(check_name(collection or self.settings.collections[0], "collection"))
-        return replace(survey, outside=self._read_outside(survey))
+        return self.complete(self.ledger.survey(check_name(collection or self.settings.collections[0], "collection")))
+
+    def survey_around(self, collection: str, partitions: Iterable[str]) -> Survey:
+        """The survey of one collection, with the files of those exposures only that some partitions have to do with.
+
+        Whoever makes a few partitions of a large survey has no use for a million footprints.
+        """
+        survey = self.ledger.survey(check_name(collection, "collection"), lean=True)
+        wanted: set[str] = set()
+        for partition in partitions:
+            first, *rest = partition.split(JOIN)
+            cell = rest[-1] if first in survey.exposures and rest else first
+            wanted |= {first} & survey.exposures.keys()
+            wanted.update(name for run in survey.runs if run.cell == cell for name in run.everyone)
+        files = self.ledger.exposures(sorted(wanted)) if wanted else {}
+        return self.complete(replace(survey, exposures=dict(survey.exposures) | files))
+
+    def complete(self, survey: Survey) -> Survey:
+        """A survey of the ledger with what only the repository knows: contents from outside, and the settings' say."""
+        return replace(survey, outside=self._read_outside(survey), diff_against=self.settings.diffs.against)
+
+    def collections(self) -> tuple[str, ...]:
+        """Open collections: those of the settings, then every other sequence there is."""
+        named = self.settings.collections
+        return (*named, *(row.name for row in self.ledger.sequences() if row.name not in named))
 
     def _read_outside(self, survey: Survey) -> dict[str, str]:
         """Content hashes of the cameras and reference catalogues a survey uses; without those that are gone."""
