@@ -9,7 +9,10 @@ from collections.abc import Iterator
 
 import dagster as dg
 
-from lap_assets.model.states import DONE, RESULTS
+from lap_assets.model.ids import JOIN
+from lap_assets.model.products import CELL_BANDS, CELLS, EXPOSURE_CELLS, EXPOSURES, get_product
+from lap_assets.model.states import DONE, GONE, RESULTS
+from lap_assets.model.survey import Survey
 from lap_assets.pipeline.engine import PartitionReport
 from lap_assets.store.repo import Repo
 
@@ -40,12 +43,35 @@ def write_metadata(repo: Repo, report: PartitionReport) -> dict[str, dg.Metadata
             for unit, reason in list(report.reasons.items())[:MAX_ROWS]
         ]
         metadata["not_done"] = dg.MetadataValue.table(records)
+    if report.differences:
+        # of what was re-created: in what it is not what it was, and why
+        metadata["difference"] = "; ".join(f"{unit or '-'}: {text}" for unit, text in report.differences.items())
     picture = find_picture(repo, report)
     if picture:
         metadata["preview"] = dg.MetadataValue.md(
             f"![preview](data:image/png;base64,{base64.b64encode(picture).decode()})"
         )
     return {name: dg.MetadataValue.text(value) if isinstance(value, str) else value for name, value in metadata.items()}
+
+
+def describe_runs(survey: Survey, product: str, partition: str) -> dict[str, dg.MetadataValue]:
+    """The LAP runs a partition is made for: numbers, states, and the distribution groups it belongs to (LAP-06)."""
+    kind, (name, *rest) = get_product(product).partitions, partition.split(JOIN)
+    found = {
+        EXPOSURES: lambda run: name in run.member or name in run.members,
+        EXPOSURE_CELLS: lambda run: run.cell == rest[-1] and (name in run.member or name in run.members),
+        CELL_BANDS: lambda run: run.cell == name and run.band == rest[-1],
+        CELLS: lambda run: run.cell == name,
+    }
+    runs = [run for run in survey.runs if kind in found and found[kind](run)]
+    if not runs:
+        return {}
+    groups = sorted({run.dist_group for run in runs if run.dist_group})
+    texts = {
+        "lap_id": ", ".join(str(run.lap_id) for run in runs),
+        "lap_state": ", ".join(sorted({run.state for run in runs})),
+    } | ({"dist_group": ", ".join(groups)} if groups else {})
+    return {key: dg.MetadataValue.text(text) for key, text in texts.items()}
 
 
 def average_metrics(report: PartitionReport) -> dict[str, float | str]:
@@ -88,12 +114,14 @@ def evaluate_checks(asset_key: dg.AssetKey, repo: Repo, report: PartitionReport)
     )
     claimed = [unit.data_id for unit in report.units if unit.state in RESULTS]
     missing = [str(data_id) for data_id in claimed if not repo.has_files(data_id)]
+    # what was cleaned on purpose is marked, and stops nothing: it comes back when something needs it
+    cleaned = [str(unit.data_id) for unit in report.units if unit.state in GONE]
     yield dg.AssetCheckEvaluation(
         asset_key=asset_key,
         check_name=BLOCKING,
-        passed=not missing,
-        metadata={"missing": dg.MetadataValue.json(missing[:MAX_ROWS])},
-        severity=dg.AssetCheckSeverity.ERROR,
+        passed=not missing and not cleaned,
+        metadata={"missing": dg.MetadataValue.json((missing + cleaned)[:MAX_ROWS])},
+        severity=dg.AssetCheckSeverity.WARN if cleaned and not missing else dg.AssetCheckSeverity.ERROR,
         blocking=True,
         partition=report.partition,
     )

@@ -1,9 +1,10 @@
-"""The driver of `lap run`: decide, materialize in this process on the persistent instance, decide again.
+"""The driver of `lap run` and `lap_science`: decide, materialize in this process, decide again.
 
 What to do is decided by `lap/` alone; here it is only launched.
 """
 
 import os
+import time
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from itertools import groupby
@@ -14,14 +15,19 @@ import dagster as dg
 from lap_assets.definitions import build_defs
 from lap_assets.defs.resources import LapResource
 from lap_assets.errors import LapError
-from lap_assets.lap.decide import DROP, Action, Snapshot, decide
+from lap_assets.lap.judge import BUSY
+from lap_assets.lap.monitor_mode import POSTPONED
+from lap_assets.model.decisions import DROP, Action
 from lap_assets.model.products import home_of
 from lap_assets.model.survey import PartitionRef, Survey
+from lap_assets.operations.drive import advance
 from lap_assets.operations.work import drop_partitions
 from lap_assets.operations.workspace import Workspace
 from lap_assets.pipeline.task import UnitReport
 
 RANGE_START, RANGE_END = "dagster/asset_partition_range_start", "dagster/asset_partition_range_end"
+KIND_TAG = "lap/kind"  # of the actions a run carries out: make or recreate
+POLL_SECONDS = 2.0  # while somebody else makes what is waited for
 
 
 @dataclass
@@ -51,24 +57,27 @@ def open_instance(root: Path) -> dg.DagsterInstance:
 
 def run_missing(
     space: Workspace,
-    survey: Survey,
+    collection: str,
+    modes: Collection[str],
+    lap_ids: Collection[int] | None = None,
     targets: Collection[PartitionRef] | None = None,
+    revisit: bool = False,
     tell: Callable[[UnitReport], None] = lambda report: None,
     begin: Callable[[str, int], None] = lambda product, partitions: None,
-    retry: bool = False,
+    note: Callable[[str], None] = lambda text: None,
 ) -> RunSummary:
-    """Materialize what is missing, in order, until nothing can be done any more.
+    """Carry out what is decided, in order, until nothing can be done any more.
 
     Parameters
     ----------
-    targets : collection of (product, partition), optional
-        Only these and what they are made from.
+    modes, lap_ids, targets, revisit
+        As `operations.drive.advance` takes them.
     tell : callable
         Called with each unit's report.
     begin : callable
         Called with the product and the number of partitions as each batch begins.
-    retry : bool
-        Take up again what was dropped.
+    note : callable
+        Called with what is waited for while somebody else makes it.
     """
     summary = RunSummary()
 
@@ -76,38 +85,71 @@ def run_missing(
         summary.count(report)
         tell(report)
 
-    space.ledger.forget_attempts(survey.collection, dropped=retry)
-    definitions = build_defs(
-        space.root, collections=(survey.collection,), lap=LapResource(space.root, count_and_tell, space, settle=False)
-    )
-    job = definitions.resolve_implicit_global_asset_job_def()
-    before, problem = None, ""
+    before: tuple[Action, ...] = ()
     with open_instance(space.root) as instance:
+        terminal = Terminal(space, collection, instance, count_and_tell)
         while True:
-            states = space.ledger.partition_states(survey.collection)
-            decision = decide(Snapshot(survey, states, space.configs(), targets))
-            if (decision.actions, states) == before:
-                raise LapError(f"{decision.actions[0].product}: the run ended without a record: {problem}")
-            before = (decision.actions, states)
+            decision = advance(space, collection, modes, lap_ids, targets, revisit, summary.failures.append)
+            busy = [(ref, reason) for ref, reason in decision.waiting.items() if reason.startswith(BUSY)]
+            if busy and not decision.actions:
+                (product, partition), reason = busy[0]
+                note(f"{product} {partition} {reason}; waiting")
+                time.sleep(POLL_SECONDS)
+                continue
             if not decision.actions:
                 summary.waiting = dict(decision.waiting)
                 return summary
-            product, actions = next(group_actions(decision.actions))
+            if decision.actions == before:
+                raise LapError(f"{before[0].product}: the run ended without a record: {terminal.problem}")
+            before = decision.actions
+            (product, kind), actions = next(group_actions(decision.actions))
             begin(product, len(actions))
-            summary.partitions += len(actions)
-            dropped = [(action.partition, action.reason) for action in actions if action.kind == DROP]
-            for report in drop_partitions(space, survey, product, dropped):
-                summary.failures.append(f"{product} {report.partition}: dropped: {report.reason}")
-            made = [action.partition for action in actions if action.kind != DROP]
-            for first, last in contiguous_ranges(made, survey.partitions(product)):
-                problem = launch(job, instance, survey, product, first, last)
-                summary.runs += 1
+            terminal.carry_out(product, kind, actions, summary)
 
 
-def group_actions(actions: Collection[Action]) -> Iterator[tuple[str, list[Action]]]:
-    """Actions by product, in their order."""
-    for product, group in groupby(actions, key=lambda action: action.product):
-        yield product, list(group)
+class Terminal:
+    """Launches the work of one collection in this process; its definitions follow the partition sets as they grow.
+
+    Attributes
+    ----------
+    problem : str
+        Why the last run failed; empty if it did not.
+    """
+
+    def __init__(
+        self, space: Workspace, collection: str, instance: dg.DagsterInstance, tell: Callable[[UnitReport], None]
+    ) -> None:
+        self.space, self.collection, self.instance, self.tell = space, collection, instance, tell
+        self.problem = ""
+        self._load()
+
+    def _load(self) -> None:
+        lap = LapResource(self.space.root, self.tell, self.space, settle=False)
+        definitions = build_defs(self.space.root, collections=(self.collection,), lap=lap)
+        self._job = definitions.resolve_implicit_global_asset_job_def()
+        self.survey = self.space.survey(self.collection)
+
+    def carry_out(self, product: str, kind: str, actions: list[Action], summary: RunSummary) -> None:
+        """Do actions of one kind on one product: drop, or one Dagster run for each stretch of partitions."""
+        if not {action.partition for action in actions} <= set(self.survey.partitions(product)):
+            self._load()
+        summary.partitions += len(actions)
+        if kind == DROP:
+            survey = self.space.survey(self.collection)  # its members may be fewer by now
+            dropped = [(action.partition, action.reason) for action in actions]
+            for report in drop_partitions(self.space, survey, product, dropped):
+                if not report.reason.startswith(POSTPONED):  # that is no fault
+                    summary.failures.append(f"{product} {report.partition}: dropped: {report.reason}")
+            return
+        for first, last in contiguous_ranges([one.partition for one in actions], self.survey.partitions(product)):
+            self.problem = launch(self._job, self.instance, self.survey, product, kind, first, last)
+            summary.runs += 1
+
+
+def group_actions(actions: Collection[Action]) -> Iterator[tuple[tuple[str, str], list[Action]]]:
+    """Actions by product and kind, in their order."""
+    for key, group in groupby(actions, key=lambda action: (action.product, action.kind)):
+        yield key, list(group)
 
 
 def contiguous_ranges(wanted: Collection[str], keys: Collection[str]) -> Iterator[tuple[str, str]]:
@@ -120,14 +162,20 @@ def contiguous_ranges(wanted: Collection[str], keys: Collection[str]) -> Iterato
 
 
 def launch(
-    job: dg.JobDefinition, instance: dg.DagsterInstance, survey: Survey, product: str, first: str, last: str
+    job: dg.JobDefinition,
+    instance: dg.DagsterInstance,
+    survey: Survey,
+    product: str,
+    kind: str,
+    first: str,
+    last: str,
 ) -> str:
     """One Dagster run of one asset over a range of partitions, in this process; why it failed, or an empty text."""
     key = dg.AssetKey([home_of(survey.collection, product), product])
     result = job.execute_in_process(
         asset_selection=[key],
         instance=instance,
-        tags={RANGE_START: first, RANGE_END: last, "lap/collection": survey.collection},
+        tags={RANGE_START: first, RANGE_END: last, "lap/collection": survey.collection, KIND_TAG: kind},
         run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
         raise_on_error=False,
     )

@@ -7,7 +7,9 @@ import dagster as dg
 import pytest
 
 from lap_assets.definitions import build_defs
+from lap_assets.defs import status
 from lap_assets.errors import BadInput
+from lap_assets.model.decisions import MODES
 from lap_assets.model.products import CALIBRATION_COLLECTION, CALIBRATIONS, PRODUCTS, get_product
 from lap_assets_tests.defs.surveys import BANDS, create_survey
 
@@ -45,7 +47,7 @@ def test_without_a_repository_the_graph_is_there_and_empty(no_repository):
     definitions = build_defs()
     dg.Definitions.validate_loadable(definitions)
     graph = definitions.resolve_asset_graph()
-    assert graph.get_all_asset_keys() == {find_key(name) for name in PRODUCTS}
+    assert graph.get_all_asset_keys() == {*map(find_key, PRODUCTS), dg.AssetKey(["main", status.NAME])}
     for name, product in PRODUCTS.items():
         node = graph.get(find_key(name))
         assert node.parent_keys == {find_key(one) for one in product.inputs}
@@ -154,6 +156,8 @@ def test_every_asset_has_its_checks_policy_and_code_version(survey, graph):
 def test_no_asset_hands_anything_to_the_io_manager(survey):
     """Dagster's default IO manager pickles: every output is a Nothing, which it never sees."""
     for asset in build_defs(survey.root).assets:
+        if isinstance(asset, dg.AssetSpec):
+            continue  # `lap_status` is told of, not made
         for name in asset.keys_by_output_name:
             assert asset.op.output_def_named(name).dagster_type.is_nothing, f"{asset.op.name}.{name}"
 
@@ -164,9 +168,32 @@ def test_collections_have_their_own_assets_and_share_the_masters(tmp_path):
     (space.root / "lap.yaml").write_text("collections: [main, rerun.2]\n")
     graph = build_defs(space.root).resolve_asset_graph()
     outside = {find_key(name) for name in ("master_biases", "master_flats")}
-    inside = {dg.AssetKey([c, name]) for c in ("main", "rerun.2") for name in PRODUCTS} - {
+    inside = {dg.AssetKey([c, name]) for c in ("main", "rerun.2") for name in (*PRODUCTS, status.NAME)} - {
         dg.AssetKey([c, key.path[-1]]) for c in ("main", "rerun.2") for key in outside
     }
     assert graph.get_all_asset_keys() == inside | outside
     assert graph.get(dg.AssetKey(["rerun.2", "stacks"])).parent_keys == {dg.AssetKey(["rerun.2", "warps"])}
     assert graph.get(dg.AssetKey(["rerun.2", "chips"])).parent_keys == outside
+
+
+def test_sequences_of_the_ledger_are_collections_too(tmp_path):
+    """LAP-01: defined by a command, a sequence is there with assets and jobs of its own, whatever its name."""
+    space = create_survey(tmp_path / "repository")
+    for name in ("deep", "deep.2", "deep-2"):
+        space.ledger.define_sequence(name)
+    repository = build_defs(space.root).get_repository_def()
+    keys = {key.path[0] for key in repository.asset_graph.get_all_asset_keys()} - {"calib"}
+    assert keys == {"main", "deep", "deep.2", "deep-2"}
+    jobs = {job.name for job in repository.get_all_jobs()}
+    assert {"make_main_exposures", "make_deep_exposures"} <= jobs
+    assert len([name for name in jobs if name.endswith("_exposures")]) == len(keys)
+
+
+def test_every_sensor_is_on_from_the_start(survey):
+    """LAP-35: the platform runs itself: each mode is a sensor, and ingest, status and the dead are looked after."""
+    sensors = {one.name: one for one in build_defs(survey.root).get_repository_def().sensor_defs}
+    modes = {f"{mode}_sensor" for mode in MODES}
+    assert set(sensors) == modes | {"ingest_sensor", "status_sensor", "reaper_sensor", "failure_sensor"}
+    assert {one.default_status for one in sensors.values()} == {dg.DefaultSensorStatus.RUNNING}
+    # the daemon looks at its sensors every 5 s: an interval of 5 would often be missed by a moment
+    assert all(sensors[name].minimum_interval_seconds < 5 for name in ("chip_sensor", "monitor_sensor", "queue_sensor"))

@@ -16,6 +16,7 @@ from lap_assets.definitions import build_defs
 from lap_assets.defs.resources import LapResource
 from lap_assets.defs.run import RANGE_END, RANGE_START, contiguous_ranges, open_instance, run_missing
 from lap_assets.lap.select import select_targets
+from lap_assets.operations.drive import DRIVEN
 from lap_assets.operations.workspace import Workspace
 from lap_assets.store.repo import Repo
 from lap_assets_tests.defs.surveys import ingest_small, simulate_small
@@ -33,7 +34,7 @@ def prepared(tmp_path_factory) -> Path:
     space = ingest_small(folder / "repository", simulate_small(folder / "sim"))
     survey = space.survey()
     masters = select_targets(survey, lambda values: values["product"].startswith("master"), frozenset({"product"}))
-    run_missing(space, survey, masters)
+    run_missing(space, "main", DRIVEN, targets=masters, revisit=True)
     return space.root
 
 
@@ -101,7 +102,7 @@ def assert_thumbnail(markdown: str) -> None:
 def test_materializations_carry_numbers_and_a_thumbnail(survey):
     """Counts, FWHM, zero point, rms, seconds, bytes and a picture of at most 10 kB, per partition; nothing pickled."""
     keys = survey.survey()
-    run_missing(survey, keys, select_targets(keys, to="warps"))
+    run_missing(survey, "main", DRIVEN, targets=select_targets(keys, to="warps"), revisit=True)
     with open_instance(survey.root) as instance:
         records = Records(survey.root, instance)
         for product in ("chips", "solutions", "joint_solutions", "warps"):

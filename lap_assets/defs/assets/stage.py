@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import dagster as dg
 
+from lap_assets.defs.jobs import sanitize_name
 from lap_assets.defs.partitions import Partitions
 from lap_assets.defs.reports import BLOCKING, CHECKS
 from lap_assets.model.products import get_product, home_of
@@ -31,6 +32,7 @@ class Stages:
         self.survey = survey
         self.partitions = Partitions(survey)
         self.settings_hashes = settings_hashes
+        self.group = sanitize_name(survey.collection)
 
     def asset(self, body: Callable) -> dg.AssetsDefinition:
         """Decorator: the function's name is the product, its docstring the description shown in the UI."""
@@ -46,7 +48,7 @@ class Stages:
             ],
             description=body.__doc__,
             # masters stand with the first collection: the UI opens a single group and folds several
-            group_name=self.survey.collection.replace(".", "_").replace("-", "_"),
+            group_name=self.group,
             code_version=self.settings_hashes.get(product.name),
             kinds={"fits" if any(m.planes for m in product.members) else "parquet"},
             metadata={
@@ -67,7 +69,7 @@ class Stages:
                 for name, text in CHECKS.items()
             ]
         return dg.multi_asset(
-            name=f"{collection}__{product.name}".replace(".", "_").replace("-", "_"),
+            name=f"{sanitize_name(collection)}__{product.name}",
             specs=[spec],
             check_specs=checks,
             partitions_def=partitions,
