@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from lap_assets.cli import read, run, setup
+from lap_assets.cli import admin, clean, read, run, sequence, setup, status
 from lap_assets.model.ids import check_name
 
 app = typer.Typer(
@@ -39,7 +39,22 @@ app.command("tessellation")(setup.tessellation)
 app.command("ingest")(setup.ingest)
 app.command("simulate")(setup.simulate)
 app.command("warm")(setup.warm)
-app.command("run")(run.run)
+runs = typer.Typer(help="Make what is missing; define and list runs.")
+runs.callback(invoke_without_command=True, help=run.run.__doc__)(run.run)
+runs.command("define")(sequence.define_run)
+runs.command("list")(sequence.list_runs)
+app.add_typer(runs, name="run")
+app.add_typer(sequence.sequences, name="sequence")
+app.command("status")(status.status)
+app.command("why")(status.why)
+app.command("pause")(sequence.pause)
+app.command("resume")(sequence.resume)
+app.command("cancel")(sequence.cancel)
+app.command("priority", context_settings=sequence.NEGATIVE)(sequence.priority)
+app.command("drain")(sequence.drain)
+app.command("undrain")(sequence.undrain)
+app.command("clean")(clean.clean)
+app.command("recreate")(clean.recreate)
 app.command("demo")(run.demo)
 app.command("ui")(run.ui)
 app.command("ls")(read.ls)
@@ -51,6 +66,9 @@ app.command("log")(read.log)
 app.command("report")(read.report)
 app.command("fsck")(read.fsck)
 app.command("compare")(read.compare)
+app.command("retire")(admin.retire)
+app.command("gc")(admin.gc)
+app.command("reconcile")(admin.reconcile)
 ledger = typer.Typer(help="The ledger: the database of what is to be done and what was.", no_args_is_help=True)
 ledger.command("rebuild")(setup.rebuild_ledger)
 ledger.command("upgrade")(setup.upgrade_ledger)

@@ -1,11 +1,8 @@
 """Commands that make products: run, demo, ui."""
 
-import os
-import signal
-import subprocess
-import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -17,6 +14,12 @@ from lap_assets.errors import BadInput
 SELECT_HELP = "Which partitions, e.g. 'exposure=simcam-000101^simcam-000102', 'band=g^r', 'night=2026-01-*'."
 
 
+class Shown(StrEnum):
+    """What `lap run --show` shows."""
+
+    plan = "plan"
+
+
 def run(
     context: typer.Context,
     select: Annotated[list[str] | None, typer.Option(help=SELECT_HELP)] = None,
@@ -25,14 +28,31 @@ def run(
     tessellation: Annotated[str | None, typer.Option(help="Where runs are defined if there are none yet.")] = None,
     config: Annotated[list[str] | None, typer.Option("-c", help="section.key=value for this time.")] = None,
     retry: Annotated[bool, typer.Option("--retry", help="Take up again what was dropped after its attempts.")] = False,
+    lap_ids: Annotated[list[int] | None, typer.Option("--lap-id", min=1, help="Only this run; repeatable.")] = None,
+    what: Annotated[Shown | None, typer.Option("--show", help="Only show what would be made; nothing is.")] = None,
 ) -> None:
     """Make what is missing, in order, from raw exposures to mass maps. What is done with the same inputs is skipped."""
-    from lap_assets.operations import drive
+    if context.invoked_subcommand is not None:
+        return
+    from lap_assets.operations import controls, drive
 
+    if lap_ids and (select or to or tessellation or retry or what):
+        raise BadInput("--lap-id goes with -j and -c only: a run is carried out as it was defined")
     overrides = parse_overrides(config or []) | ({"compute.workers": jobs} if jobs else {})
     space = open_workspace(context, overrides)
+    collection = context.obj["collection"]
+    if what is Shown.plan:
+        from lap_assets.operations.plan import show_plan
+
+        print(show_plan(space, collection, select or [], to, tessellation))
+        return
+    note = note_once()
     with show_progress() as (tell, begin):
-        summary = drive.run_survey(space, context.obj["collection"], select or [], to, tessellation, tell, begin, retry)
+        if lap_ids:
+            sequence = controls.choose_collection(space, collection, lap_ids)
+            summary = drive.run_laps(space, sequence, lap_ids, drive.DRIVEN, tell, begin, note)
+        else:
+            summary = drive.run_survey(space, collection, select or [], to, tessellation, tell, begin, retry, note)
     print(drive.describe(summary))
     for line in summary.failures:
         typer.echo(f"lap: {line}", err=True)
@@ -40,6 +60,19 @@ def run(
         for (product, partition), reason in list(summary.waiting.items())[:20]:
             typer.echo(f"lap: {product} {partition} {reason}", err=True)
         raise typer.Exit(1)
+
+
+def note_once() -> Callable[[str], None]:
+    """Writes what is waited for to stderr, once as long as it stays the same."""
+    last = ""
+
+    def note(text: str) -> None:
+        nonlocal last
+        if text != last:
+            typer.echo(f"lap: {text}", err=True)
+        last = text
+
+    return note
 
 
 @contextmanager
@@ -104,27 +137,11 @@ def ui(
     context: typer.Context,
     port: Annotated[int, typer.Option(help="Port on 127.0.0.1.")] = 3000,
 ) -> None:
-    """Start the Dagster UI and daemon of this repository on 127.0.0.1."""
+    """Start the Dagster UI and daemon of this repository on 127.0.0.1, and keep them up."""
+    from lap_assets.operations.serving import serve
+
     space = open_workspace(context)
     if not 0 < port < 65536:
         raise BadInput(f"port {port} is not between 1 and 65535")
-    environment = os.environ | {"LAP_REPO": str(space.root), "DAGSTER_HOME": str(space.root / "dagster")}
-    command = [
-        sys.executable,
-        "-m",
-        "dagster",
-        "dev",
-        "-m",
-        "lap_assets.definitions",
-        "-h",
-        "127.0.0.1",
-        "-p",
-        str(port),
-    ]
-    print(f"the UI of {space.root} is at http://127.0.0.1:{port} in a few seconds; Ctrl-C ends it")
-    process = subprocess.Popen(command, env=environment, cwd=space.root)
-    try:
-        raise typer.Exit(process.wait())
-    except KeyboardInterrupt:
-        process.send_signal(signal.SIGINT)
-        process.wait()
+    print(f"the UI of {space.root} is at http://127.0.0.1:{port} in a few seconds; Ctrl-C ends it", flush=True)
+    raise typer.Exit(serve(space.root, port, lambda line: typer.echo(f"lap: {line}", err=True)))

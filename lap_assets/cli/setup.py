@@ -90,15 +90,16 @@ def nest(values: dict) -> dict:
 
 def tessellation(
     context: typer.Context,
-    name: Annotated[str, typer.Argument(help="Name; its one projection cell is called NAME.0.")],
+    name: Annotated[str, typer.Argument(help="Name; its projection cells are called NAME.0, NAME.1, ….")],
     ra: Annotated[float, typer.Option(help="Centre, deg.")],
     dec: Annotated[float, typer.Option(help="Centre, deg.")],
-    size: Annotated[float, typer.Option(help="Side of the cell, arcmin.")],
+    size: Annotated[float, typer.Option(help="Side of a cell, arcmin.")],
     pixel_scale: Annotated[float, typer.Option(help="arcsec per pixel.")] = 0.25,
     grid: Annotated[int, typer.Option(help="Skycells along each side.")] = 1,
     overlap: Annotated[int, typer.Option(help="Margin of a skycell beyond what it owns, pixels.")] = 40,
+    also: Annotated[list[str] | None, typer.Option(help="Centre of a further cell, 'RA,DEC' in deg; repeat.")] = None,
 ) -> None:
-    """Define a local tessellation: one projection cell centred anywhere, cut into a grid of skycells."""
+    """Define a local tessellation: projection cells centred anywhere, each cut into the same grid of skycells."""
     from math import ceil
 
     if not (size > 0 and pixel_scale > 0 and grid > 0 and overlap >= 0):
@@ -108,15 +109,24 @@ def tessellation(
     definition = {
         "kind": "local",
         "name": name,
-        "ra_deg": ra,
-        "dec_deg": dec,
+        "centres": [[ra, dec], *(parse_centre(text) for text in also or [])],
         "pixel_scale_arcsec": pixel_scale,
         "skycell_px": side,
         "grid": [grid, grid],
         "overlap_px": margin,
     }
     open_workspace(context).ledger.add_tessellation(definition)
-    print(f"defined tessellation {name}: {grid}x{grid} skycells of {side} pixels at {pixel_scale} arcsec")
+    cells = f"{len(definition['centres'])} cells of " if also else ""
+    print(f"defined tessellation {name}: {cells}{grid}x{grid} skycells of {side} pixels at {pixel_scale} arcsec")
+
+
+def parse_centre(text: str) -> list[float]:
+    """`150.1,2.2` to numbers; raises `BadInput`."""
+    try:
+        ra, dec = (float(part) for part in text.split(","))
+    except ValueError:
+        raise BadInput(f"{text!r} is no centre: give RA,DEC in degrees, for example 150.1,2.2") from None
+    return [ra, dec]
 
 
 def ingest(
@@ -131,6 +141,7 @@ def ingest(
 ) -> None:
     """Register raw or calibrated exposures, calibration frames, or a reference catalogue. Files stay where they are."""
     from lap_assets.operations import ingest as ingesting
+    from lap_assets.operations.webserver import reload_definitions
 
     space = open_workspace(context)
     with progress_bar(f"ingest {kind.value}") as tell:
@@ -140,6 +151,7 @@ def ingest(
             if not camera:
                 raise BadInput("--camera is missing: name a shipped camera (simcam, decam) or a YAML file")
             outcome = ingesting.ingest_frames(space, paths, camera, kind.value, zero_points, tell)
+    reload_definitions(space.root)
     for line in outcome.lines:
         print(line)
     for rejected in outcome.rejected:

@@ -8,38 +8,13 @@ from pathlib import Path
 import pytest
 import yaml
 
-from lap_assets.cli import main
 from lap_assets.cli.app import app
 from lap_assets.model.products import PRODUCTS
 from lap_assets.operations.workspace import Workspace
+from lap_assets_tests.cli.outcomes import assert_refused
 from lap_assets_tests.defs.surveys import create_survey
 
 LAP = Path(sys.executable).with_name("lap")
-
-
-@pytest.fixture(autouse=True)
-def elsewhere(tmp_path, monkeypatch):
-    """Every test begins in an empty folder, far from any repository."""
-    for name in ("LAP_REPO", "LAP_LEDGER_URL"):
-        monkeypatch.delenv(name, raising=False)
-    here = tmp_path / "here"
-    here.mkdir()
-    monkeypatch.chdir(here)
-    return here
-
-
-@pytest.fixture
-def lap(monkeypatch, capsys):
-    """Runs the entry point in this process: `lap("ls", "chips")` returns (status, stdout, stderr)."""
-
-    def call(*arguments) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["lap", *map(str, arguments)])
-        with pytest.raises(SystemExit) as end:
-            main()
-        out, err = capsys.readouterr()
-        return end.value.code or 0, out, err
-
-    return call
 
 
 @pytest.fixture(scope="module")
@@ -51,15 +26,6 @@ def survey(tmp_path_factory):
 def start(*arguments, cwd=None) -> subprocess.CompletedProcess:
     """The installed command in a process of its own."""
     return subprocess.run([LAP, *map(str, arguments)], cwd=cwd, capture_output=True, text=True, timeout=120)
-
-
-def assert_refused(outcome, *texts, status=2):
-    """Exit status, nothing on stdout, and one line on stderr that holds the texts."""
-    code, out, err = outcome
-    assert (code, out) == (status, ""), err
-    assert err.startswith("lap: ") and err.count("\n") == 1 and err.endswith("\n"), err
-    for text in texts:
-        assert text in err
 
 
 # ---- the real command ------------------------------------------------------------------------------------------------
