@@ -6,10 +6,10 @@ NAME is the beginning of a benchmark's name (`spine`, `spine.demo`).
 import argparse
 import sys
 
-from lap_assets_tests.benchmarks import spine
+from lap_assets_tests.benchmarks import lap, spine
 from lap_assets_tests.benchmarks.results import print_rows, write_rows
 
-BENCHMARKS = {**spine.BENCHMARKS}
+BENCHMARKS = {**spine.BENCHMARKS, **lap.BENCHMARKS}
 
 
 def main() -> int:
