@@ -19,6 +19,7 @@ from lap_assets.operations.drive import take_snapshot
 from lap_assets_tests.properties.scheduling import DRIVEN, Scheduling
 from lap_assets_tests.properties.stand_in import CELLS, SKY, create_repository
 
+pytestmark = pytest.mark.slow
 FIRST, SECOND = CELLS[:2]
 ALONE = "cam-a-g-2"  # on the first cell only, without a companion
 
