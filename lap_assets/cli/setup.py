@@ -20,6 +20,17 @@ class Kind(StrEnum):
     refcat = "refcat"
 
 
+class Frames(StrEnum):
+    """What a frame is taken as."""
+
+    object = "object"
+    bias = "bias"
+    dark = "dark"
+    flat = "flat"
+    sky = "sky"
+    fringe = "fringe"
+
+
 class Size(StrEnum):
     """How much survey is simulated."""
 
@@ -138,6 +149,9 @@ def ingest(
     bands: Annotated[str, typer.Option(help="Bands a reference catalogue serves, comma separated; * for all.")] = "*",
     replace: Annotated[bool, typer.Option("--replace", help="Replace a reference catalogue of that name.")] = False,
     zero_points: Annotated[Path | None, typer.Option(help="Table of given zero points (calibrated exposures).")] = None,
+    taken_as: Annotated[
+        Frames | None, typer.Option("--as", help="What the frames are, whatever their headers say.")
+    ] = None,
 ) -> None:
     """Register raw or calibrated exposures, calibration frames, or a reference catalogue. Files stay where they are."""
     from lap_assets.operations import ingest as ingesting
@@ -150,7 +164,8 @@ def ingest(
         else:
             if not camera:
                 raise BadInput("--camera is missing: name a shipped camera (simcam, decam) or a YAML file")
-            outcome = ingesting.ingest_frames(space, paths, camera, kind.value, zero_points, tell)
+            given = taken_as.value if taken_as else ""
+            outcome = ingesting.ingest_frames(space, paths, camera, kind.value, zero_points, tell, given)
     reload_definitions(space.root)
     for line in outcome.lines:
         print(line)

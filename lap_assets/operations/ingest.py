@@ -61,6 +61,7 @@ def ingest_frames(
     kind: str,
     zero_points: Path | None = None,
     tell: Callable[[int, int], None] = lambda done, total: None,
+    given: str = "",
 ) -> Outcome:
     """Register raw or calibrated exposures, or calibration frames. Files stay where they are.
 
@@ -71,19 +72,23 @@ def ingest_frames(
         Table of given zero points for calibrated exposures.
     tell : callable
         Called with files done and in all.
+    given : str
+        What the frames are (object, bias, dark, flat, sky, fringe), whatever their headers say.
     """
+    if given and (kind == "calibrated" or (given == "object") == (kind == "calibration")):
+        raise BadInput(f"frames ingested with --kind {kind} cannot be taken as {given} frames; change one of the two")
     camera = keep_camera(space, camera_name)
     files, absent = find_files(paths)
     outcome = Outcome()
     if kind == "calibration":
-        sets, outcome.rejected = inspecting.inspect_calibrations(files, camera, tell)
+        sets, outcome.rejected = inspecting.inspect_calibrations(files, camera, tell, given)
         added = space.ledger.add_calibrations(sets)
         outcome.lines.append(f"{len(sets)} master calibrations to build from {len(files)} frames: {added.added} new")
     else:
         if kind == "calibrated":
             exposures, outcome.rejected = inspecting.inspect_calibrated(files, camera, zero_points, tell)
         else:
-            exposures, outcome.rejected = inspecting.inspect_raw(files, camera, tell)
+            exposures, outcome.rejected = inspecting.inspect_raw(files, camera, tell, given)
         added = space.ledger.add_exposures(exposures)
         outcome.lines.append(f"{added.added} exposures ingested, {added.unchanged} known already")
         outcome.lines.append(estimate(space, camera, exposures))
@@ -207,6 +212,7 @@ def read_manifests(space: Workspace) -> Iterator[ManifestRow]:
             found.seconds,
             found.run_id,
             found.fence,
+            metrics=found.metrics,
         )
 
 

@@ -20,7 +20,7 @@ from astropy.io import fits
 from astropy.utils.exceptions import AstropyUserWarning, AstropyWarning
 from astropy.wcs import WcsError
 
-from lap_assets.errors import BadInput
+from lap_assets.errors import BadInput, UnprocessableData
 from lap_assets.model.camera import Camera, Chip, header_footprint
 from lap_assets.model.ids import check_name
 from lap_assets.model.sphere import bounding_cap
@@ -39,6 +39,8 @@ DAMAGE = (
 )
 _MJD_RANGE = (10000.0, 200000.0)  # 1886 to 2406
 _BLOCK, _PIECE = 2880, 1 << 20  # bytes
+# fields of a header map that name no key
+_NO_KEYS = ("ra_unit", "chip")
 _NO_AREA = 1e-12  # of a WCS matrix, relative to the square of its largest element
 
 
@@ -51,6 +53,7 @@ class Frame:
     shape: tuple[int, int]
     is_integer: bool
     is_blank: bool  # no finite pixel
+    number: int = 0  # of the HDU in its file
 
     @property
     def shape_text(self) -> str:
@@ -114,21 +117,39 @@ def verify_file(path: Path) -> tuple[fits.Header, list[Frame]]:
             name = str(hdu.name or number)
             integer = bool(np.issubdtype(data.dtype, np.integer))
             blank = not integer and not np.isfinite(data).any()
-            frames.append(Frame(name, hdu.header.copy(), data.shape, integer, blank))
+            frames.append(Frame(name, hdu.header.copy(), data.shape, integer, blank, number))
             del hdu.data, data
     if not frames:
         raise BadInput("holds no image; leave it out")
     return primary, frames
 
 
+def complete_header(camera: Camera, primary: fits.Header, frames: list[Frame]) -> fits.Header:
+    """The primary header with the keys that the camera maps and only images have, from the first that has one."""
+    header = primary.copy()
+    keys = {value for field, value in dict(camera.header).items() if isinstance(value, str) and field not in _NO_KEYS}
+    for key in sorted(keys - {""}):
+        source = next((frame.header for frame in frames if key in frame.header), None)
+        if key not in header and source is not None:
+            header[key] = source[key]
+    return header
+
+
 def match_chips(camera: Camera, frames: list[Frame]) -> dict[str, Frame]:
     """Frame of each working chip of the camera by chip name, for those in the file; raises `BadInput` for strangers."""
     by_hdu = {chip.hdu.upper(): chip for chip in camera.chips.values()}  # EXTNAME knows no case
+    ignored = {name.upper() for name in camera.ignored_hdus}
     found: dict[str, Frame] = {}
     for frame in frames:
-        chip = by_hdu.get(frame.hdu.upper())
+        if frame.hdu.upper() in ignored:
+            continue
+        name, called = frame.hdu, f"HDU {frame.hdu}"
+        if key := camera.header.chip:
+            name = read_text(frame.header, key)
+            called = f"HDU {frame.hdu}: header key {key} = {name!r}"
+        chip = by_hdu.get(name.upper())
         if chip is None:
-            raise BadInput(f"HDU {frame.hdu} is no chip of camera {camera.name}; is --camera right?")
+            raise BadInput(f"{called} is no chip of camera {camera.name}; is --camera right?")
         if chip.name in found:
             raise BadInput(f"holds chip {chip.name} twice; fetch it again")
         if not chip.broken:
@@ -136,16 +157,28 @@ def match_chips(camera: Camera, frames: list[Frame]) -> dict[str, Frame]:
     return found
 
 
+def locate_hdu(camera: Camera, chip: str, frame: Frame) -> str:
+    """Name of a chip's HDU in its file; its number where the name of the HDU does not tell the chip."""
+    return str(frame.number) if camera.header.chip else camera.chip(chip).hdu
+
+
 def check_raw_frame(chip: Chip, frame: Frame) -> None:
-    """Refuse a raw chip of another shape than the camera's, or without a finite pixel; raises `BadInput`."""
+    """Refuse a raw chip of another shape than the camera's, or without a finite pixel; raises `BadInput`.
+
+    So is one whose header lacks, or has no sense in, the sections and numbers that the camera file promises.
+    """
     expected = chip.raw_shape or (None if chip.amplifiers else chip.shape)
     if expected is not None and frame.shape != expected:
         raise BadInput(
             f"HDU {frame.hdu} is {frame.shape_text} pixels, chip {chip.name} has {expected[1]} x {expected[0]}; "
             "is --camera right?"
         )
+    try:
+        resolved = chip.resolve(frame.header)
+    except UnprocessableData as error:
+        raise BadInput(f"HDU {frame.hdu}: {error}") from None
     if expected is None:
-        boxes = [box for amp in chip.amplifiers for box in (amp.data, amp.overscan) if box]
+        boxes = [box for amp in resolved.amplifiers for box in (amp.data, amp.overscan) if box]
         if any(x1 > frame.shape[1] or y1 > frame.shape[0] for _, x1, _, y1 in boxes):
             raise BadInput(
                 f"HDU {frame.hdu} is {frame.shape_text} pixels, too small for the amplifiers of chip {chip.name}"
@@ -239,9 +272,11 @@ def check_instrument(camera: Camera, header: fits.Header) -> None:
             )
 
 
-def read_kind(camera: Camera, header: fits.Header) -> str:
-    """What the frame is: object, bias or flat; raises `BadInput`."""
+def read_kind(camera: Camera, header: fits.Header, given: str = "") -> str:
+    """What the frame is: `given`, or as its header says: object, or a kind of master; raises `BadInput`."""
     keys = camera.header
+    if given or not keys.kind:
+        return given or "object"
     value = read_text(header, keys.kind)
     kind = keys.kinds.get(value.lower())
     if kind is None:
@@ -249,6 +284,17 @@ def read_kind(camera: Camera, header: fits.Header) -> str:
             f"header key {keys.kind} = {value!r} is none of {', '.join(keys.kinds)}; leave the file out or map it"
         )
     return kind
+
+
+def read_mode(camera: Camera, header: fits.Header) -> str:
+    """Observing mode; raises `BadInput` for one that the camera has not certified (PHX-03)."""
+    mode = read_text(header, camera.header.obs_mode, "3PI")
+    if camera.certified_modes and mode not in camera.certified_modes:
+        raise BadInput(
+            f"observing mode {mode!r} of camera {camera.name} is not certified "
+            f"(certified_modes: {', '.join(camera.certified_modes)}); leave it out"
+        )
+    return mode
 
 
 def read_exposure_id(camera: Camera, header: fits.Header) -> str:

@@ -18,11 +18,14 @@ from lap_assets.pipeline.foreign_frames import (
     Frame,
     check_instrument,
     check_raw_frame,
+    complete_header,
     hash_file,
+    locate_hdu,
     match_chips,
     measure_footprint,
     read_exposure_id,
     read_kind,
+    read_mode,
     read_night,
     read_number,
     read_text,
@@ -47,8 +50,13 @@ def _quiet(done: int, total: int) -> None:
     """Progress that nobody wants to hear of."""
 
 
-def inspect_raw(paths: Iterable[Path], camera: Camera, tell: Tell = _quiet) -> tuple[list[Exposure], list[Rejected]]:
-    """Raw exposures, one multi-extension file each, sorted by id; and the files set aside.
+def inspect_raw(
+    paths: Iterable[Path], camera: Camera, tell: Tell = _quiet, given: str = ""
+) -> tuple[list[Exposure], list[Rejected]]:
+    """Raw exposures, sorted by id, and the files set aside.
+
+    One multi-extension file each; or one file per chip where the camera has a key that names the chip. Such an exposure
+    may come in parts: what is here of it is returned, and whether it is enough is asked when it is processed.
 
     Parameters
     ----------
@@ -56,44 +64,64 @@ def inspect_raw(paths: Iterable[Path], camera: Camera, tell: Tell = _quiet) -> t
     camera : Camera
     tell : callable
         Called with files done and in all.
+    given : str
+        What the frames are, whatever their headers say.
     """
     found: dict[str, Exposure] = {}
     rejected: list[Rejected] = []
     files = sorted(set(paths))
     for i, path in enumerate(files):
         try:
-            one = _inspect_raw_file(path, camera)
-            if one.id in found:
-                raise BadInput(_describe_double(one, found[one.id]))
-            found[one.id] = one
+            one = _inspect_raw_file(path, camera, given)
+            found[one.id] = _add_file(camera, found[one.id], one) if one.id in found else one
         except BadInput as error:
             rejected.append(Rejected(str(path), str(error)))
         tell(i + 1, len(files))
     return [found[id_] for id_ in sorted(found)], rejected
 
 
-def _inspect_raw_file(path: Path, camera: Camera) -> Exposure:
-    primary, frames = verify_file(path)
-    check_instrument(camera, primary)
-    kind = read_kind(camera, primary)
+def _add_file(camera: Camera, first: Exposure, one: Exposure) -> Exposure:
+    """The exposure with what one more file holds of it; raises `BadInput`."""
+    if not camera.header.chip or {chip.chip for chip in first.chips} & {chip.chip for chip in one.chips}:
+        raise BadInput(_describe_double(one, first))
+    return _join_files(first, one)
+
+
+def _inspect_raw_file(path: Path, camera: Camera, given: str) -> Exposure:
+    header, frames = _open_frames(path, camera)
+    kind = read_kind(camera, header, given)
     if kind != "object":
         raise BadInput(f"is a {kind} frame, no exposure of the sky; ingest it with --kind calibration")
-    exposure = _read_exposure(camera, primary, "raw")
+    exposure = _read_exposure(camera, header, "raw")
     chips = _match_all_chips(camera, frames)
     sha256, place = hash_file(path), str(path.absolute())
     files = tuple(
-        ChipFile(name, place, camera.chip(name).hdu, camera.footprint(name, exposure.ra_deg, exposure.dec_deg), sha256)
-        for name in sorted(chips)
+        ChipFile(name, place, locate_hdu(camera, name, frame), _nominal_corners(camera, name, exposure), sha256)
+        for name, frame in sorted(chips.items())
     )
     return replace(exposure, chips=files)
+
+
+def _open_frames(path: Path, camera: Camera) -> tuple[Mapping, list[Frame]]:
+    """What a verified file of this camera says, and its images; raises `BadInput`."""
+    primary, frames = verify_file(path)
+    header = complete_header(camera, primary, frames)
+    check_instrument(camera, header)
+    return header, frames
+
+
+def _nominal_corners(camera: Camera, chip: str, exposure: Exposure) -> tuple[tuple[float, float], ...]:
+    return camera.footprint(chip, exposure.ra_deg, exposure.dec_deg)
 
 
 def _match_all_chips(camera: Camera, frames: list[Frame]) -> dict[str, Frame]:
     """Frame of every working chip, each checked; raises `BadInput` if one is missing."""
     chips = match_chips(camera, frames)
     missing = [name for name in camera.good_chips if name not in chips]
-    if missing:
+    if missing and not camera.header.chip:
         raise BadInput(f"has no HDU for chip {', '.join(missing)} of camera {camera.name}; fetch it again")
+    if not chips:
+        raise BadInput(f"holds no working chip of camera {camera.name}; leave it out")
     for name, frame in chips.items():
         check_raw_frame(camera.chip(name), frame)
     return chips
@@ -115,14 +143,27 @@ def _read_exposure(camera: Camera, header: Mapping, kind: str) -> Exposure:
         id=id_, camera=camera.name, band=camera.band_of(filter_), filter=filter_, night=night, mjd=mjd,
         exptime_s=exptime, ra_deg=ra, dec_deg=dec, airmass=read_number(header, keys.airmass, 1.0),
         object=read_text(header, keys.object, ""), comment=read_text(header, keys.comment, ""),
-        obs_mode=read_text(header, keys.obs_mode, "3PI"), kind=kind,
+        obs_mode=read_mode(camera, header), kind=kind, temperature_c=_read_temperature(camera, header),
     )  # fmt: skip
 
 
+def _read_temperature(camera: Camera, header: Mapping) -> float | None:
+    """Of the detector, degrees Celsius; None where the header does not say."""
+    value = read_number(header, camera.header.temperature_c, math.nan)
+    return value if math.isfinite(value) else None
+
+
+def _average(temperatures: Iterable[float | None]) -> float | None:
+    told = [one for one in temperatures if one is not None]
+    return round(math.fsum(told) / len(told), 3) if told else None
+
+
 def _describe_double(one: Exposure, first: Exposure) -> str:
-    same = one.chips[0].sha256 == first.chips[0].sha256
+    mine = {chip.chip: chip for chip in one.chips}
+    other = next((chip for chip in first.chips if chip.chip in mine), first.chips[0])
+    same = other.chip in mine and mine[other.chip].sha256 == other.sha256
     what = "is a copy of" if same else "has other bytes but the same exposure number as"
-    return f"{what} {first.chips[0].path} (exposure {one.id}); leave one of them out"
+    return f"{what} {other.path} (exposure {one.id}); leave one of them out"
 
 
 def inspect_calibrated(
@@ -177,12 +218,11 @@ def _inspect_calibrated_file(
 ) -> Exposure:
     if layout.image_tag not in path.name:
         raise BadInput(f"is no calibrated image: its name has no {layout.image_tag!r}; leave it out")
-    primary, frames = verify_file(path)
-    check_instrument(camera, primary)
-    kind = read_kind(camera, primary)
+    header, frames = _open_frames(path, camera)
+    kind = read_kind(camera, header)
     if kind != "object":
         raise BadInput(f"is a calibrated {kind} frame, no exposure of the sky; leave it out")
-    exposure = _read_exposure(camera, primary, "calibrated")
+    exposure = _read_exposure(camera, header, "calibrated")
     chips = match_chips(camera, frames)
     if not chips:
         raise BadInput(f"holds no working chip of camera {camera.name}; leave it out")
@@ -192,14 +232,14 @@ def _inspect_calibrated_file(
         _check_calibrated_frame(camera, name, frame, variance[1].get(frame.hdu), mask[1].get(frame.hdu))
     hashes = [hash_file(one) for one in (path, variance[0], mask[0])]
     sha256 = hashlib.sha256("".join(hashes).encode()).hexdigest()
-    number = read_text(primary, camera.header.exposure)
+    number = read_text(header, camera.header.exposure)
     files = []
     for name, frame in sorted(chips.items()):
         per_second = zero_points.get((number, name))
         zero_point = None if per_second is None else per_second + 2.5 * math.log10(exposure.exptime_s)
         places = [str(one.absolute()) for one in (path, variance[0], mask[0])]
         corners = measure_footprint(frame)
-        hdu = camera.chip(name).hdu
+        hdu = locate_hdu(camera, name, frame)
         files.append(ChipFile(name, places[0], hdu, corners, sha256, places[1], places[2], zero_point))
     return replace(exposure, chips=tuple(files))
 
@@ -238,8 +278,11 @@ def _check_calibrated_frame(
 
 
 def _join_files(first: Exposure, more: Exposure) -> Exposure:
-    """An exposure with the chips of both files; raises `BadInput` if they contradict each other."""
-    if replace(first, chips=()) != replace(more, chips=()):
+    """An exposure with the chips of both files; raises `BadInput` if they contradict each other.
+
+    Each chip may have a thermometer of its own: their mean is the exposure's temperature.
+    """
+    if replace(first, chips=(), temperature_c=None) != replace(more, chips=(), temperature_c=None):
         raise BadInput(
             f"says other things of exposure {more.id} than {first.chips[0].path} (filter, time, …); leave one out"
         )
@@ -247,46 +290,69 @@ def _join_files(first: Exposure, more: Exposure) -> Exposure:
     if double:
         where = next(chip.path for chip in first.chips if chip.chip == double[0])
         raise BadInput(f"holds chip {double[0]} of exposure {more.id} once more after {where}; leave one out")
-    return replace(first, chips=tuple(sorted(first.chips + more.chips, key=lambda chip: chip.chip)))
+    temperature = _average(one.temperature_c for one in (first, more) for _ in one.chips)
+    chips = tuple(sorted(first.chips + more.chips, key=lambda chip: chip.chip))
+    return replace(first, chips=chips, temperature_c=temperature)
+
+
+@dataclass(frozen=True)
+class _CalibrationFile:
+    """One calibration frame: (kind, band, night), a record per chip, and the detector's temperature."""
+
+    group: tuple[str, str, str]
+    chips: tuple[ChipFile, ...]
+    temperature_c: float | None
 
 
 def inspect_calibrations(
-    paths: Iterable[Path], camera: Camera, tell: Tell = _quiet
+    paths: Iterable[Path], camera: Camera, tell: Tell = _quiet, given: str = ""
 ) -> tuple[list[CalibrationSet], list[Rejected]]:
-    """Bias and flat frames, grouped into one set per kind, band and night; and the files set aside.
+    """Calibration frames, grouped into one set per kind, band and night; and the files set aside.
 
-    A set is in force from its night on, until a later one of its kind and band begins.
+    A set is in force from its night on, until a later one of its kind and band begins. `given` is what the frames are,
+    whatever their headers say: exposures of the sky serve as sky or fringe frames.
     """
-    frames: dict[tuple[str, str, str], list[ChipFile]] = {}
+    found: dict[tuple[str, str, str], list[_CalibrationFile]] = {}
     known: dict[str, Path] = {}
     rejected: list[Rejected] = []
     files = sorted(set(paths))
     for i, path in enumerate(files):
         try:
-            group, chips = _inspect_calibration_file(path, camera)
-            first = known.setdefault(chips[0].sha256, path)
+            one = _inspect_calibration_file(path, camera, given)
+            first = known.setdefault(one.chips[0].sha256, path)
             if first != path:
                 raise BadInput(f"is a copy of {first}; leave one of them out")
-            frames.setdefault(group, []).extend(chips)
+            found.setdefault(one.group, []).append(one)
         except BadInput as error:
             rejected.append(Rejected(str(path), str(error)))
         tell(i + 1, len(files))
-    sets = [
-        CalibrationSet(join_key(camera.name, kind, band, night), camera.name, kind, band, night, tuple(chips))
-        for (kind, band, night), chips in sorted(frames.items())
-    ]
-    return sets, rejected
+    return [_join_calibrations(camera, group, found[group]) for group in sorted(found)], rejected
 
 
-def _inspect_calibration_file(path: Path, camera: Camera) -> tuple[tuple[str, str, str], list[ChipFile]]:
-    """((kind, band, night), one record per chip) of a calibration frame."""
-    primary, frames = verify_file(path)
-    check_instrument(camera, primary)
-    kind = read_kind(camera, primary)
+def _join_calibrations(camera: Camera, group: tuple[str, str, str], frames: list[_CalibrationFile]) -> CalibrationSet:
+    kind, band, night = group
+    return CalibrationSet(
+        join_key(camera.name, kind, band, night), camera.name, kind, band, night,
+        tuple(chip for one in frames for chip in one.chips),
+        temperature_c=_average(one.temperature_c for one in frames),
+    )  # fmt: skip
+
+
+def _inspect_calibration_file(path: Path, camera: Camera, given: str) -> _CalibrationFile:
+    keys = camera.header
+    header, frames = _open_frames(path, camera)
+    kind = read_kind(camera, header, given)
     if kind == "object":
-        raise BadInput("is an exposure of the sky, no calibration frame; ingest it with --kind raw")
-    band = "all" if kind == "bias" else camera.band_of(read_text(primary, camera.header.filter))
-    _, night = read_night(camera, primary)
+        raise BadInput(
+            "is an exposure of the sky, no calibration frame; ingest it with --kind raw, or --as sky or --as fringe"
+        )
+    if kind in ("dark", "sky", "fringe") and read_number(header, keys.exptime_s) <= 0.0:
+        raise BadInput(f"header key {keys.exptime_s}: a {kind} frame needs a time > 0; leave it out")
+    band = "all" if kind in ("bias", "dark") else camera.band_of(read_text(header, keys.filter))
+    _, night = read_night(camera, header)
     chips = _match_all_chips(camera, frames)
     sha256, place = hash_file(path), str(path.absolute())
-    return (kind, band, night), [ChipFile(name, place, camera.chip(name).hdu, (), sha256) for name in sorted(chips)]
+    records = [
+        ChipFile(name, place, locate_hdu(camera, name, frame), (), sha256) for name, frame in sorted(chips.items())
+    ]
+    return _CalibrationFile((kind, band, night), tuple(records), _read_temperature(camera, header))

@@ -149,7 +149,7 @@ def test_night_follows_from_the_time_where_there_is_no_key(tmp_path):
         ({"EXPNUM": "a,b"}, "'cam-a,b' is not allowed"),
         ({"EXPNUM": -5}, None),
         ({"OBSTYPE": "bias"}, "is a bias frame.*--kind calibration"),
-        ({"OBSTYPE": "focus"}, "OBSTYPE = 'focus' is none of object, bias, flat"),
+        ({"OBSTYPE": "focus"}, "OBSTYPE = 'focus' is none of object, bias, dark, flat, sky, fringe"),
         ({"OBSTYPE": None}, "header key OBSTYPE is missing"),
         ({"INSTRUME": "Other"}, "INSTRUME says 'Other', which is not camera cam"),
     ],
