@@ -7,9 +7,13 @@ import numpy as np
 
 from lap_assets.science.frame_combination import combine_frames, measure_frame_noise
 
+_MIN_NOISE_ADU = 0.3  # of integers: rounding alone
 
-def build_bias(frames: np.ndarray, clip_sigma: float = 5.0) -> tuple[np.ndarray, np.ndarray, float]:
-    """Master bias from overscan-subtracted, trimmed frames.
+
+def build_bias(
+    frames: np.ndarray, clip_sigma: float = 5.0, noise: float | None = None
+) -> tuple[np.ndarray, np.ndarray, float]:
+    """Master bias from overscan-subtracted, trimmed frames, or a stretch of its rows.
 
     Parameters
     ----------
@@ -17,6 +21,8 @@ def build_bias(frames: np.ndarray, clip_sigma: float = 5.0) -> tuple[np.ndarray,
         ADU.
     clip_sigma : float
         Rejection of cosmic rays, in sigmas of the read noise measured between the frames.
+    noise : float, optional
+        Read noise of one frame in ADU where it is known; None: measured on these frames.
 
     Returns
     -------
@@ -25,9 +31,8 @@ def build_bias(frames: np.ndarray, clip_sigma: float = 5.0) -> tuple[np.ndarray,
     noise : float
         Read noise of one frame in ADU.
     """
-    noise = measure_frame_noise(frames)
-    variances = np.full(frames.shape, max(noise, 0.3) ** 2, np.float32)
-    bias, variance, _ = combine_frames(frames, variances, clip_sigma)
+    noise = measure_frame_noise(frames) if noise is None else noise
+    bias, variance, _ = combine_frames(frames, max(noise, _MIN_NOISE_ADU) ** 2, clip_sigma=clip_sigma)
     return bias, variance, noise
 
 

@@ -4,12 +4,13 @@ Defects that come and go from exposure to exposure (cosmic rays, streaks) do not
 """
 
 import numpy as np
-from scipy.ndimage import median_filter
+from numba import njit
 
 from lap_assets.model.image import Mask
 from lap_assets.science.flat import MIN_RESPONSE
 
 _COLUMN_ROWS = 64  # rows over which a column is judged together
+_SAMPLE = 1_000_000  # pixels that tell a noise
 
 
 def find_hot_pixels(bias: np.ndarray, sigma: float, noise: float) -> np.ndarray:
@@ -28,7 +29,7 @@ def find_hot_pixels(bias: np.ndarray, sigma: float, noise: float) -> np.ndarray:
     -------
     (ny, nx) bool
     """
-    pattern = bias - median_filter(bias, size=(1, 9), mode="nearest")
+    pattern = bias - _filter_rows(bias)
     return (np.abs(pattern) > sigma * noise) | _find_columns(pattern, sigma, 0.5 * noise)
 
 
@@ -49,9 +50,11 @@ def find_dead_pixels(flat: np.ndarray, tolerance: float, sigma: float) -> np.nda
     -------
     (ny, nx) bool
     """
-    local = median_filter(flat, size=(1, 9), mode="nearest")
+    local = _filter_rows(flat)
     ratio = flat / np.maximum(local, MIN_RESPONSE) - 1.0
-    noise = 1.4826 * float(np.median(np.abs(ratio)))
+    # an odd step: no column stands for all
+    sample = ratio.reshape(-1)[:: max(1, ratio.size // _SAMPLE) | 1]
+    noise = 1.4826 * float(np.nanmedian(np.abs(sample)))
     bad = ~np.isfinite(flat) | (flat < MIN_RESPONSE) | (np.abs(ratio) > max(tolerance, sigma * noise))
     return bad | _find_columns(ratio, sigma, max(noise / 8.0, 0.1 * tolerance / sigma))
 
@@ -70,3 +73,37 @@ def _find_columns(residual: np.ndarray, sigma: float, floor: float) -> np.ndarra
         noise = max(1.4826 * float(np.median(np.abs(medians - np.median(medians)))), floor)
         bad[rows, np.abs(medians - np.median(medians)) > sigma * noise] = True
     return bad
+
+
+def _filter_rows(image: np.ndarray) -> np.ndarray:
+    """Median of each pixel and the four on either side of it in its row, edges repeated; (ny, nx) float32."""
+    wide = np.pad(np.asarray(image, np.float32), ((0, 0), (4, 4)), mode="edge")
+    result = np.empty(image.shape, np.float32)
+    _take_medians(wide, result)
+    return result
+
+
+@njit(cache=True, nogil=True)
+def _take_medians(wide, result):
+    """The middle one of nine by the comparisons of Devillard (1998; after Paeth), side by side in a row.
+
+    Done on whole rows: comparison by comparison, so that pixels go through it together in vector registers.
+    """
+    pairs = (
+        (1, 2), (4, 5), (7, 8), (0, 1), (3, 4), (6, 7), (1, 2), (4, 5), (7, 8), (0, 3), (5, 8), (4, 7), (3, 6), (1, 4),
+        (2, 5), (4, 7), (4, 2), (6, 4), (4, 2),
+    )  # fmt: skip
+    ny, nx = result.shape
+    lanes = np.empty((9, nx), np.float32)
+    for y in range(ny):
+        for k in range(9):
+            for x in range(nx):
+                lanes[k, x] = wide[y, x + k]
+        for c in range(len(pairs)):
+            i, j = pairs[c]
+            for x in range(nx):
+                a, b = lanes[i, x], lanes[j, x]
+                lanes[i, x] = a if a < b else b
+                lanes[j, x] = b if a < b else a
+        for x in range(nx):
+            result[y, x] = lanes[4, x]
