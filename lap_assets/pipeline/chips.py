@@ -1,202 +1,234 @@
 """Calibrated chips of an exposure: raw frames through the steps its camera lists, or calibrated files read as they are.
 
-Each step is one call of a module of `science/`; their order is data (`Camera.stages`), and each can be left out
-(`chips.skip_steps`). Sky, sources and astrometry come later (`pipeline/solutions.py`).
+The steps themselves are `pipeline/signature.py`'s; `calibrate_frame` takes one frame through them without a repository,
+for a notebook. Sky, sources and astrometry come later (`pipeline/solutions.py`).
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 from astropy.io import fits
 
 from lap_assets.errors import UnprocessableData
-from lap_assets.model.camera import Chip, load_camera
-from lap_assets.model.ids import DataId
-from lap_assets.model.image import NO_WEIGHT, Mask, MaskedImage
-from lap_assets.model.products import CALIBRATION_COLLECTION
-from lap_assets.model.survey import Survey
+from lap_assets.model.camera import Camera, Chip, load_camera
+from lap_assets.model.ids import DataId, Pin
+from lap_assets.model.image import Mask, MaskedImage
+from lap_assets.model.products import CALIBRATION_COLLECTION, MASTERS
+from lap_assets.model.survey import ChipFile, Exposure, Survey
 from lap_assets.pipeline.raw_files import read_frame
+from lap_assets.pipeline.signature import Frame, SourceReader, list_steps, run_steps
 from lap_assets.pipeline.task import Output, Task
 from lap_assets.qa.pictures import thumbnail
-from lap_assets.science import bias, cosmic_rays, defects, flat, foreign_images, overscan, saturation, variance
+from lap_assets.science import crosstalk, foreign_images, overscan
 from lap_assets.settings import ChipSettings, Settings
 from lap_assets.store.repo import Repo
+
+_SAMPLE = 4  # every so many rows and columns tell the sky of a chip
 
 
 def plan(survey: Survey, repo: Repo, settings: Settings, collection: str, partition: str) -> list[Task]:
     """One task per working chip of the exposure, with its masters pinned."""
     exposure = survey.exposures[partition]
     camera = load_camera(exposure.camera, repo.cameras)
+    factors = crosstalk.invert_couplings(camera.crosstalk) if exposure.kind == "raw" else {}
+    files = {file.chip: file for file in exposure.chips}
     tasks = []
-    for file in sorted(exposure.chips, key=lambda one: one.chip):
-        if camera.chip(file.chip).broken:
+    for name, file in sorted(files.items()):
+        if camera.chip(name).broken:
             continue
-        params: dict[str, Any] = {
-            "camera": camera.name, "camera_sha256": camera.sha256, "kind": exposure.kind, "band": exposure.band,
-            "night": exposure.night,
-            "mjd": exposure.mjd, "exptime_s": exposure.exptime_s,
-            "ra_deg": exposure.ra_deg, "dec_deg": exposure.dec_deg,
-            "hdu": file.hdu, "sha256": file.sha256,
-        }  # fmt: skip
+        params = _tell_exposure(exposure, camera, file)
         places = {"image": file.path, "variance": file.variance_path, "mask": file.mask_path}
+        for source in crosstalk.list_source_chips(factors, name):
+            if source != name and source in files:
+                params.setdefault("sources", {})[source] = {"hdu": files[source].hdu, "sha256": files[source].sha256}
+                places[f"source/{source}"] = files[source].path
         inputs = []
         masters = survey.upstream("chips", partition) if exposure.kind == "raw" else ()
         for product, key in masters:
-            data_id = DataId(CALIBRATION_COLLECTION, product, key, file.chip)
+            data_id = DataId(CALIBRATION_COLLECTION, product, key, name)
             pin = repo.pin(data_id)
             if pin is None:
                 params["missing"] = f"no {data_id}"
             else:
                 inputs.append(pin)
-        data_id = DataId(collection, "chips", partition, file.chip)
+        data_id = DataId(collection, "chips", partition, name)
         tasks.append(Task(data_id, tuple(sorted(inputs)), settings, params, places))
     return tasks
+
+
+def _tell_exposure(exposure: Exposure, camera: Camera, file: ChipFile) -> dict[str, Any]:
+    """What a task must know of the exposure and of the file of its chip."""
+    return {
+        "camera": camera.name, "camera_sha256": camera.sha256, "kind": exposure.kind, "band": exposure.band,
+        "night": exposure.night,
+        "mjd": exposure.mjd, "exptime_s": exposure.exptime_s,
+        "ra_deg": exposure.ra_deg, "dec_deg": exposure.dec_deg,
+        "hdu": file.hdu, "sha256": file.sha256,
+    }  # fmt: skip
 
 
 def make(task: Task, repo: Repo) -> Output:
     """One calibrated chip: electrons (raw) or the unit of the file (calibrated), sky included."""
     if "missing" in task.params:
         raise UnprocessableData(f"chip {task.data_id.unit}: {task.params['missing']}")
-    image = _read_calibrated(task, repo) if task.params["kind"] == "calibrated" else _calibrate_raw(task, repo)
-    good = image.usable
-    least = task.settings.chips.min_good_fraction
-    if good.mean() < least:
-        raise UnprocessableData(f"chip {task.data_id.unit}: {good.mean():.1%} usable pixels, {least:.0%} are needed")
-    values = image.sci[good]
-    sky = float(np.median(values))
-    metrics = {
-        "sky": round(sky, 3),
-        "sky_rms": round(float(1.4826 * np.median(np.abs(values - sky))), 4),
-        "n_saturated_px": _count(image.mask, Mask.SATURATED),
-        "n_cosmic_ray_px": _count(image.mask, Mask.COSMIC_RAY),
-        "n_bad_px": _count(image.mask, Mask.BAD | Mask.NO_DATA),
-    }
+    if task.params["kind"] == "calibrated":
+        image = _read_calibrated(task, repo)
+        metrics = measure_chip(image, task.data_id.unit, task.settings.chips)
+    else:
+        image, metrics = _calibrate_raw(task, repo)
     return Output({"image.fits": image, "preview.png": thumbnail(image.sci, image.mask)}, metrics)
 
 
+def measure_chip(image: MaskedImage, name: str, chosen: ChipSettings) -> dict[str, Any]:
+    """Sky level, its scatter and counts of flagged pixels of a calibrated chip.
+
+    Raises
+    ------
+    UnprocessableData
+        Fewer pixels than `min_good_fraction` are usable.
+    """
+    good = image.usable
+    fraction = np.count_nonzero(good) / good.size
+    if fraction < chosen.min_good_fraction:
+        raise UnprocessableData(f"chip {name}: {fraction:.1%} usable pixels, {chosen.min_good_fraction:.0%} are needed")
+    step = _SAMPLE if min(image.shape) >= 256 * _SAMPLE else 1
+    values = image.sci[::step, ::step][good[::step, ::step]]
+    sky = float(np.median(values)) if values.size else 0.0
+    return {
+        "sky": round(sky, 3),
+        "sky_rms": round(float(1.4826 * np.median(np.abs(values - sky))) if values.size else 0.0, 4),
+        "n_saturated_px": _count(image.mask, Mask.SATURATED),
+        "n_cosmic_ray_px": _count(image.mask, Mask.COSMIC_RAY),
+        "n_bad_px": _count(image.mask, Mask.BAD | Mask.NO_DATA),
+        "n_streak_px": _count(image.mask, Mask.STREAK),
+    }
+
+
 def _count(mask: np.ndarray, bits: Mask) -> int:
-    return int(np.count_nonzero(mask & int(bits)))
+    return int(np.count_nonzero(mask & np.int16(bits)))
 
 
 # ---- raw frames
 
 
-@dataclass
-class _Frame:
-    """What the steps work on: trimmed image, mask and variance, and what they need to know."""
+def calibrate_frame(
+    raw: np.ndarray,
+    chip: Chip,
+    camera: Camera,
+    masters: Mapping[str, MaskedImage],
+    settings: ChipSettings,
+    *,
+    exptime_s: float = 0.0,
+    header: Mapping[str, Any] | None = None,
+    read_source: SourceReader | None = None,
+) -> tuple[MaskedImage, dict[str, Any]]:
+    """One raw frame through all steps of its camera; needs no repository.
 
-    raw: np.ndarray
-    image: np.ndarray
-    mask: np.ndarray
-    var: np.ndarray
-    chip: Chip
-    masters: dict[str, MaskedImage]
-    chosen: ChipSettings
+    Parameters
+    ----------
+    raw : (raw_ny, raw_nx) array
+        ADU, overscan included.
+    chip : Chip
+    camera : Camera
+        Gives the order of the steps, crosstalk and the brighter-fatter kernel.
+    masters : mapping of kind (bias, dark, flat, sky, fringe) to MaskedImage
+        Of this chip and band.
+    settings : ChipSettings
+    exptime_s : float
+        Scales the dark.
+    header : mapping, optional
+        The chip's own header, for cameras whose sections or gains stand there.
+    read_source : callable, optional
+        Chip (resolved) and raw frame by the name of another chip that crosstalk comes from; None: not there.
 
+    Returns
+    -------
+    image : MaskedImage
+        Electrons; ADU if the step `gain` is left out. Its header has BUNIT and no WCS.
+    metrics : dict
 
-def _calibrate_raw(task: Task, repo: Repo) -> MaskedImage:
-    camera = load_camera(task.params["camera"], repo.cameras)
-    chip = camera.chip(task.data_id.unit)
-    raw, _ = read_frame(task.places["image"], task.params["hdu"])
+    Raises
+    ------
+    UnprocessableData
+        The frame or a master cannot be used; the text names the chip and what is wrong with it.
+    BadInput
+        The order of the steps makes no sense.
+    """
+    steps = list_steps(camera, settings)
+    chip = chip.resolve({} if header is None else header)
     trimmed = overscan.assemble_chip(raw, chip)
     finite = np.isfinite(trimmed)
-    if not finite.any() or float(trimmed[finite].min()) == float(trimmed[finite].max()):
-        raise UnprocessableData(f"chip {chip.name}: {task.places['image']}[{task.params['hdu']}] holds no data")
-    masters = {
-        product: repo.read_image(pin) for product in ("master_biases", "master_flats") for pin in task.pins(product)
-    }
+    values = trimmed if finite.all() else trimmed[finite]
+    if values.size == 0 or values.min() == values.max():
+        raise UnprocessableData(f"chip {chip.name}: the raw frame holds no data; fetch it again and ingest it")
     mask = np.where(finite, np.int16(0), np.int16(Mask.NO_DATA))
-    frame = _Frame(
-        raw,
-        np.where(finite, trimmed, 0.0).astype(np.float32),
-        mask,
-        np.ones_like(trimmed),
-        chip,
-        masters,
-        task.settings.chips,
-    )
-    for step in camera.stages:
-        if step not in frame.chosen.skip_steps:
-            _STEPS[step](frame)
-    empty = (frame.mask & int(Mask.NO_DATA)) != 0
-    header = camera.nominal_wcs(chip.name, task.params["ra_deg"], task.params["dec_deg"])
-    _describe(header, task, "electron")
-    return MaskedImage(
-        np.where(empty, 0.0, frame.image).astype(np.float32),
-        frame.mask,
-        np.where(empty, 0.0, frame.var).astype(np.float32),
-        header,
-    )
+    if not finite.all():
+        trimmed[~finite] = 0.0
+    del finite, values
+    frame = Frame(raw, trimmed, mask, chip, camera, masters, settings, exptime_s, read_source or _know_no_source)
+    del trimmed, mask  # the steps replace them: two copies at a time are enough
+    run_steps(frame, steps)
+    empty = (frame.mask & np.int16(Mask.NO_DATA)) != 0
+    if empty.any():
+        frame.image[empty] = frame.var[empty] = 0.0
+    told = fits.Header([("BUNIT", "electron" if "gain" in steps else "adu")])
+    image = MaskedImage(frame.image, frame.mask, frame.var, told)
+    return image, measure_chip(image, chip.name, settings) | frame.metrics
 
 
-def _flag_saturation(frame: _Frame) -> None:
-    counts = overscan.assemble_chip(frame.raw, frame.chip)
-    frame.mask |= saturation.flag_saturation(
-        counts, frame.chip.amplifiers, frame.chosen.saturation_trail_ratio, frame.chosen.saturation_grow_px
-    )
+def _know_no_source(_name: str) -> None:
+    return None
 
 
-def _remove_overscan(frame: _Frame) -> None:
-    frame.image = overscan.subtract_overscan(
-        frame.image, frame.raw, frame.chip.amplifiers, frame.chosen.overscan_smooth_rows
-    )
+class _PinnedMasters(Mapping[str, MaskedImage]):
+    """The masters of a task by kind, read when asked for: all at once would be most of the memory of a chip."""
+
+    def __init__(self, task: Task, repo: Repo) -> None:
+        self._pins = {kind: pin for kind, product in MASTERS.items() for pin in task.pins(product)}
+        self._band, self._chip, self._repo = task.params["band"], task.data_id.unit, repo
+
+    def __getitem__(self, kind: str) -> MaskedImage:
+        pin: Pin = self._pins[kind]
+        band = pin.data_id.parts[2]
+        if kind not in ("bias", "dark") and band != self._band:
+            raise UnprocessableData(
+                f"chip {self._chip}: the master {pin.data_id} is of band {band}, the exposure of {self._band}; "
+                "correct the association (lap calibration)"
+            )
+        return self._repo.read_image(pin)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._pins)
+
+    def __len__(self) -> int:
+        return len(self._pins)
 
 
-def _remove_bias(frame: _Frame) -> None:
-    frame.image = bias.subtract_bias(frame.image, _master(frame, "master_biases").sci)
+def _calibrate_raw(task: Task, repo: Repo) -> tuple[MaskedImage, dict[str, Any]]:
+    camera = load_camera(task.params["camera"], repo.cameras)
+    chip = camera.chip(task.data_id.unit)
+    raw, header = read_frame(task.places["image"], task.params["hdu"])
 
+    def read_source(name: str) -> tuple[Chip, np.ndarray] | None:
+        if name not in task.params.get("sources", {}):
+            return None
+        try:
+            pixels, own = read_frame(task.places[f"source/{name}"], task.params["sources"][name]["hdu"])
+            source = camera.chip(name).resolve(own)
+            overscan.check_raw_shape(pixels, source)
+        except UnprocessableData:
+            return None  # a damaged neighbour must not cost this chip, too; the metrics name it
+        return source, pixels
 
-def _apply_gain(frame: _Frame) -> None:
-    """To electrons; from here on the variance is known."""
-    frame.image = flat.apply_gain(frame.image, frame.chip.amplifiers)
-    frame.var = variance.estimate_variance(frame.image, flat.read_noise_map(frame.chip.amplifiers, frame.chip.shape))
-
-
-def _divide_flat(frame: _Frame) -> None:
-    master = _master(frame, "master_flats")
-    dead = master.sci < flat.MIN_RESPONSE
-    frame.image = flat.divide_flat(frame.image, master.sci)
-    frame.var = flat.divide_flat(frame.var, np.where(dead, 0.0, master.sci**2))
-    frame.mask = frame.mask | np.where(dead, np.int16(Mask.BAD | Mask.NO_DATA), np.int16(0))
-
-
-def _flag_defects(frame: _Frame) -> None:
-    for product in sorted(frame.masters):
-        frame.mask = defects.flag_defects(frame.mask, (frame.masters[product].mask & int(Mask.BAD)) != 0)
-
-
-def _flag_cosmic_rays(frame: _Frame) -> None:
-    chosen = frame.chosen
-    saturated = (frame.mask & int(Mask.SATURATED | Mask.BLEED)) != 0
-    broken = (frame.mask & int(NO_WEIGHT)) != 0
-    noise = float(np.mean([amp.read_noise_e for amp in frame.chip.amplifiers]))
-    hits = cosmic_rays.find_cosmic_rays(
-        frame.image, broken, saturated, noise, sigma=chosen.cosmic_ray_sigma, fraction=chosen.cosmic_ray_fraction,
-        contrast=chosen.cosmic_ray_contrast, iterations=chosen.cosmic_ray_iterations,
+    image, metrics = calibrate_frame(
+        raw, chip, camera, _PinnedMasters(task, repo), task.settings.chips,
+        exptime_s=task.params["exptime_s"], header=header, read_source=read_source,
     )  # fmt: skip
-    frame.mask = cosmic_rays.flag_cosmic_rays(frame.mask, hits)
-
-
-_STEPS: dict[str, Callable[[_Frame], None]] = {
-    "saturation": _flag_saturation,
-    "overscan": _remove_overscan,
-    "bias": _remove_bias,
-    "gain": _apply_gain,
-    "flat": _divide_flat,
-    "defects": _flag_defects,
-    "cosmic_rays": _flag_cosmic_rays,
-}
-
-
-def _master(frame: _Frame, product: str) -> MaskedImage:
-    if product not in frame.masters:
-        raise UnprocessableData(
-            f"chip {frame.chip.name}: no calibration of kind {product} is associated; ingest its frames "
-            "(--kind calibration) or leave the step out (chips.skip_steps)"
-        )
-    return frame.masters[product]
+    told = camera.nominal_wcs(chip.name, task.params["ra_deg"], task.params["dec_deg"])
+    _describe(told, task, image.header["BUNIT"])
+    image.header = told
+    return image, metrics
 
 
 # ---- calibrated files

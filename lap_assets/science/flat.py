@@ -7,10 +7,11 @@ it leaves one zero point per exposure. Illumination corrections from stars and f
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from numba import njit
 
 from lap_assets.errors import UnprocessableData
 from lap_assets.model.camera import Amplifier
-from lap_assets.science.frame_combination import combine_frames
+from lap_assets.science.frame_combination import FrameNoise, combine_frames
 
 MIN_RESPONSE = 0.2  # below this a pixel is dead or fully vignetted: dividing would only blow up noise
 
@@ -39,6 +40,12 @@ def measure_level(image: np.ndarray) -> float:
     return float(np.median(image[ny // 4 : ny - ny // 4, nx // 4 : nx - nx // 4]))
 
 
+def measure_sample_level(sample: np.ndarray) -> float:
+    """Level of a flat frame from some of its pixels, any shape: the median of those that are finite; NaN: none is."""
+    finite = sample[np.isfinite(sample)]
+    return float(np.median(finite)) if finite.size else float("nan")
+
+
 def relate_chip(levels: Mapping[str, float], chip: str) -> float:
     """Level of a chip relative to the mean over the chips, from one frame that all chips share.
 
@@ -51,9 +58,13 @@ def relate_chip(levels: Mapping[str, float], chip: str) -> float:
 
 
 def build_flat(
-    frames: np.ndarray, read_noise: np.ndarray, relative_level: float, clip_sigma: float = 5.0
+    frames: np.ndarray,
+    read_noise: np.ndarray,
+    relative_level: float,
+    clip_sigma: float = 5.0,
+    levels: Sequence[float] | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Master flat of a chip.
+    """Master flat of a chip, or a stretch of its rows.
 
     Parameters
     ----------
@@ -64,20 +75,26 @@ def build_flat(
     relative_level : float
         From `relate_chip`: what the middle of this chip is relative to the mosaic.
     clip_sigma : float
+    levels : sequence of float, optional
+        Level of each frame in electrons; None: measured on these frames.
 
     Returns
     -------
     flat, variance : (ny, nx) float32
         Relative response, about 1 over the mosaic.
+
+    Raises
+    ------
+    UnprocessableData
+        A frame without light.
     """
-    levels = np.array([measure_level(frame) for frame in frames], np.float32)
-    if np.any(~np.isfinite(levels)) or np.any(levels <= 0):
+    lit = np.array([measure_level(frame) for frame in frames] if levels is None else levels, np.float32)
+    if np.any(~np.isfinite(lit)) or np.any(lit <= 0):
         raise UnprocessableData("a flat frame holds no light; reject it and build again")
-    scale = (levels / np.float32(relative_level))[:, None, None]
-    variances = (np.maximum(frames, 0.0) + read_noise**2) / scale**2
-    # a cosmic ray must not vouch for itself by its own Poisson noise: the median frame sets the expected noise
-    variances = np.broadcast_to(np.median(variances, axis=0), frames.shape)
-    flat, variance, _ = combine_frames(frames / scale, np.ascontiguousarray(variances, np.float32), clip_sigma)
+    scale = lit / np.float32(relative_level)
+    flat, variance, _ = combine_frames(
+        frames, np.asarray(read_noise, np.float32) ** 2, FrameNoise.of(scale), clip_sigma
+    )
     return flat, variance
 
 
@@ -85,3 +102,49 @@ def divide_flat(image: np.ndarray, flat: np.ndarray) -> np.ndarray:
     """`image` divided by the flat; pixels below `MIN_RESPONSE` become 0 (mask them with the defects)."""
     alive = flat >= MIN_RESPONSE
     return np.where(alive, image / np.where(alive, flat, 1.0), 0.0).astype(np.float32)
+
+
+def divide_response(
+    image: np.ndarray,
+    variance: np.ndarray,
+    response: np.ndarray,
+    response_variance: np.ndarray,
+    in_place: bool = False,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Image and variance divided by a relative response, the response's own noise added.
+
+    var(a / r) = var(a) / r² + a² var(r) / r⁴. Pixels below `MIN_RESPONSE`, or without a number there, become 0.
+
+    Parameters
+    ----------
+    image, variance, response, response_variance : (ny, nx) float32
+    in_place : bool
+        Write the results over `image` and `variance`: two planes less, where memory counts.
+
+    Returns
+    -------
+    image, variance : (ny, nx) float32
+    dead : (ny, nx) bool
+        Pixels that could not be divided.
+    """
+    quotient, result = (image, variance) if in_place else (np.empty_like(image), np.empty_like(variance))
+    dead = np.empty(image.shape, bool)
+    _divide_response(image, variance, response, response_variance, np.float32(MIN_RESPONSE), quotient, result, dead)
+    return quotient, result, dead
+
+
+@njit(cache=True, nogil=True)
+def _divide_response(image, variance, response, response_variance, least, quotient, result, dead):
+    ny, nx = image.shape
+    for y in range(ny):
+        for x in range(nx):
+            if response[y, x] >= least:  # not of NaN
+                inverse = np.float32(1.0) / response[y, x]
+                value = image[y, x] * inverse
+                quotient[y, x] = value
+                result[y, x] = (variance[y, x] + value * value * response_variance[y, x]) * inverse * inverse
+                dead[y, x] = False
+            else:
+                quotient[y, x] = 0.0
+                result[y, x] = 0.0
+                dead[y, x] = True

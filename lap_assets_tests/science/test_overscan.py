@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from lap_assets.errors import UnprocessableData
-from lap_assets.science.overscan import assemble_chip, measure_overscan, subtract_overscan
+from lap_assets.science.overscan import assemble_chip, check_overscan, measure_overscan, subtract_overscan
 from lap_assets_tests.science.star_fields import two_amplifier_chip
 
 
@@ -55,3 +55,50 @@ def test_an_amplifier_without_overscan_is_left_alone():
 def test_a_raw_frame_of_another_shape_is_unprocessable(shape):
     with pytest.raises(UnprocessableData, match="c0"):
         assemble_chip(np.zeros(shape, np.uint16), two_amplifier_chip(128))
+
+
+@pytest.mark.parametrize(("mode", "scatter_adu"), [("row", 0.6), ("spline", 0.2), ("median", 6.5)])
+def test_each_mode_follows_the_drift_as_far_as_it_can(mode, scatter_adu):
+    """A swing of 16 ADU over the chip: rows and spline follow it, one number per amplifier cannot."""
+    chip, rng = two_amplifier_chip(256), np.random.default_rng(4)
+    raw, drift = raw_frame(rng, chip)
+    off = measure_overscan(raw, chip.amplifiers[0], mode=mode, knot_rows=32) - drift["A"]
+    assert abs(off.mean()) < 0.3
+    assert off.std() < scatter_adu
+    if mode == "median":
+        assert np.ptp(measure_overscan(raw, chip.amplifiers[0], mode=mode)) == 0.0 and off.std() > 4.0
+
+
+def test_bad_rows_of_the_overscan_do_not_bend_the_spline():
+    chip, rng = two_amplifier_chip(256), np.random.default_rng(5)
+    raw, drift = raw_frame(rng, chip)
+    raw[100:106, :16] += 5000  # a cosmic ray along the strip
+    amplifier = chip.amplifiers[0]
+    assert np.abs(measure_overscan(raw, amplifier, mode="spline", knot_rows=32) - drift["A"]).max() < 1.0
+    assert np.abs(measure_overscan(raw, amplifier, mode="row") - drift["A"]).max() > 1000.0
+
+
+def test_a_good_overscan_passes_and_a_short_one_is_fitted_with_fewer_knots():
+    chip, rng = two_amplifier_chip(256), np.random.default_rng(6)
+    raw, _ = raw_frame(rng, chip)
+    check_overscan(raw, chip)
+    few = chip.amplifiers[0].model_copy(update={"overscan": (0, 16, 0, 3), "data": (16, 144, 0, 3)})
+    assert measure_overscan(raw, few, mode="spline").shape == (3,)
+
+
+@pytest.mark.parametrize(
+    ("fill", "says"),
+    [(0, "is empty"), (60000, "is empty"), ("sky", "scatters by"), ("high", "above the light")],
+)
+def test_an_overscan_that_is_none_is_refused_with_chip_and_amplifier(fill, says):
+    chip, rng = two_amplifier_chip(128), np.random.default_rng(7)
+    raw, _ = raw_frame(rng, chip)
+    strip = raw[:, 144:160]
+    if fill == "sky":
+        strip[:] = rng.poisson(1000.0, strip.shape)
+    elif fill == "high":
+        strip += 5000
+    else:
+        strip[:] = fill
+    with pytest.raises(UnprocessableData, match=f"chip c0, amplifier B: the overscan .*{says}"):
+        check_overscan(raw, chip)

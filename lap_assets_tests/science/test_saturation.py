@@ -1,6 +1,9 @@
 """Saturation (LV-11): full pixels and bleed trails are told apart, round cores are not called trails."""
 
 import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.ndimage import binary_dilation
 
 from lap_assets.model.image import Mask
 from lap_assets.science.saturation import flag_saturation
@@ -42,3 +45,15 @@ def test_each_amplifier_has_its_own_limit():
     image[8, 8] = image[8, 24] = 40000.0
     mask = flag_saturation(image, chip.amplifiers, grow_px=0)
     assert mask[8, 8] == 0 and mask[8, 24] == SATURATED
+
+
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 10_000), grow_px=st.integers(0, 3), part=st.floats(0.0, 0.3))
+def test_saturated_is_what_is_full_and_its_surroundings_and_no_more(seed, grow_px, part):
+    """Whatever the groups look like: SATURATED is the full pixels grown, BLEED lies within it."""
+    full = np.random.default_rng(seed).uniform(size=(32, 32)) < part
+    mask = flag_saturation(np.where(full, 55000.0, 100.0).astype(np.float32), two_amplifier_chip(32).amplifiers,
+                           grow_px=grow_px)  # fmt: skip
+    grown = binary_dilation(full, np.ones((3, 3), bool), iterations=grow_px) if grow_px else full
+    assert np.array_equal((mask & SATURATED) != 0, grown)
+    assert not ((mask & BLEED != 0) & ~grown).any()
