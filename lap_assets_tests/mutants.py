@@ -30,6 +30,7 @@ class Mutant:
 
 CHIP, MONITOR, CLEANUP, QUEUE = (f"lap/test_{name}_mode.py" for name in ("chip", "monitor", "cleanup", "queue"))
 DECIDE, PAIRS = "lap/test_decide.py", "lap/test_pairs.py"
+ASSOCIATIONS, CERTIFICATION = "model/test_associations.py", "lap/test_certification.py"
 MUTANTS = (
     Mutant("LAP-13", "lap/monitor_mode.py", 'run.fault or run.state == "new" or', "run.fault or", CHIP),
     Mutant("LAP-17", "lap/chip_mode.py", "if not one.chip_id:", "if True:", CHIP),
@@ -106,6 +107,30 @@ MUTANTS = (
     Mutant("LAP-34", "lap/queue_mode.py", "0 if snapshot.draining else", "", QUEUE),
     Mutant("LAP-35", "lap/judge.py", "if ref in self.snapshot.busy:", "if False:", MONITOR),
     Mutant("LAP-35", "lap/decide.py", "if action.mode in modes]", "]", DECIDE),
+    Mutant("PHX-01", "model/associations.py", "(one.valid_to and one.valid_to < night)", "False", ASSOCIATIONS),
+    Mutant("PHX-01", "model/associations.py", "LACKS if self.lacks else WAITS", "WAITS", ASSOCIATIONS),
+    Mutant("PHX-02", "model/associations.py", "(one.state == BUILT) != held or", "", ASSOCIATIONS),
+    Mutant("PHX-02", "model/associations.py", "or one.state == REJECTED or", "or", ASSOCIATIONS),
+    Mutant(
+        "PHX-02",
+        "model/associations.py",
+        "(measure_distance(one, night, temperature_c), one.state != CERTIFIED)",
+        "(measure_distance(one, night, temperature_c), False)",
+        ASSOCIATIONS,
+    ),
+    Mutant("PHX-08", "model/associations.py", "* 2.0 ** -measure_distance", "* 0.0 * measure_distance", ASSOCIATIONS),
+    Mutant("PHX-02", "lap/judge.py", "one is not None and one.state == BUILT and", "False and", CERTIFICATION),
+    Mutant(
+        "PHX-02",
+        "lap/judge.py",
+        "one.state == BUILT and state is not None and state.state in FILED",
+        "one.state == BUILT",
+        CERTIFICATION,
+    ),
+    Mutant("PHX-02", "lap/judge.py", "self.survey.calibrations[ref[1]].state == VIRTUAL", "False", CERTIFICATION),
+    Mutant("PHX-02", "lap/judge.py", "if now.reason.startswith(INVALIDATED):", "if False:", CERTIFICATION),
+    Mutant("PHX-02", "lap/judge.py", "if lacks and survey.find_withdrawn(one, kind):", "if False:", CERTIFICATION),
+    Mutant("PHX-02", "lap/judge.py", "find_held(self.survey, self.states, ref) if kind else", "", CERTIFICATION),
 )
 
 

@@ -1,7 +1,8 @@
-"""How a partition's report is shown in Dagster: metadata of the materialization, and its two checks.
+"""How a partition's report is shown in Dagster: metadata of the materialization, and its checks.
 
 `units_done` (a warning) says which units did not end `done`, and why. `files_on_disk` (blocking) fails when what was
-published is not on disk as its manifests say; nothing else stops a partition from flowing on.
+published is not on disk as its manifests say; `master_comparison` (blocking, of masters only) as long as a master is
+not certified. Nothing else stops a partition from flowing on.
 """
 
 import base64
@@ -10,7 +11,8 @@ from collections.abc import Iterator
 import dagster as dg
 
 from lap_assets.model.ids import JOIN
-from lap_assets.model.products import CELL_BANDS, CELLS, EXPOSURE_CELLS, EXPOSURES, get_product
+from lap_assets.model.products import CELL_BANDS, CELLS, EXPOSURE_CELLS, EXPOSURES, MASTERS, get_product
+from lap_assets.model.quality import Verdict
 from lap_assets.model.states import DONE, GONE, RESULTS
 from lap_assets.model.survey import Survey
 from lap_assets.pipeline.engine import PartitionReport
@@ -20,7 +22,12 @@ CHECKS = {
     "units_done": "Every unit (chip, skycell) of the partition ended done; the others are listed with their reason.",
     "files_on_disk": "The files of the partition are on disk as their manifests say.",
 }
+COMPARISON = "master_comparison"
+MASTER_CHECKS = {
+    COMPARISON: "The master is certified: like the certified one before it, or by a person; nothing uses it before.",
+}
 BLOCKING = "files_on_disk"
+STOPPING = frozenset({BLOCKING, COMPARISON})  # nothing is made from what fails these
 MAX_ROWS = 100
 PREVIEW = "preview.png"
 
@@ -52,6 +59,11 @@ def write_metadata(repo: Repo, report: PartitionReport) -> dict[str, dg.Metadata
             f"![preview](data:image/png;base64,{base64.b64encode(picture).decode()})"
         )
     return {name: dg.MetadataValue.text(value) if isinstance(value, str) else value for name, value in metadata.items()}
+
+
+def list_checks(product: str) -> dict[str, str]:
+    """The checks of a product, with what they say."""
+    return CHECKS | MASTER_CHECKS if product in MASTERS.values() else CHECKS
 
 
 def describe_runs(survey: Survey, product: str, partition: str) -> dict[str, dg.MetadataValue]:
@@ -100,7 +112,7 @@ def find_picture(repo: Repo, report: PartitionReport) -> bytes | None:
 
 
 def evaluate_checks(asset_key: dg.AssetKey, repo: Repo, report: PartitionReport) -> Iterator[dg.AssetCheckEvaluation]:
-    """The two check evaluations of a partition."""
+    """The check evaluations of a partition."""
     not_done = report.reasons
     yield dg.AssetCheckEvaluation(
         asset_key=asset_key,
@@ -124,4 +136,27 @@ def evaluate_checks(asset_key: dg.AssetKey, repo: Repo, report: PartitionReport)
         severity=dg.AssetCheckSeverity.WARN if cleaned and not missing else dg.AssetCheckSeverity.ERROR,
         blocking=True,
         partition=report.partition,
+    )
+    if report.verdict is not None:
+        yield evaluate_verdict(asset_key, report.partition, report.verdict)
+
+
+def evaluate_verdict(asset_key: dg.AssetKey, partition: str, verdict: Verdict) -> dg.AssetCheckEvaluation:
+    """The check of a master: whether it is certified, with the numbers of its comparison."""
+    records = [
+        dg.TableRecord({"chip": one.unit or "-", "what": one.name, "value": one.text or f"{one.value:.6g}"})
+        for one in verdict.quality
+        if one.text or one.value is not None
+    ]
+    metadata = {"state": dg.MetadataValue.text(verdict.state)}
+    metadata |= {"numbers": dg.MetadataValue.table(records[:MAX_ROWS])} if records else {}
+    return dg.AssetCheckEvaluation(
+        asset_key=asset_key,
+        check_name=COMPARISON,
+        passed=verdict.passed,
+        metadata=metadata,
+        severity=dg.AssetCheckSeverity.ERROR,
+        description=verdict.reason or None,
+        blocking=True,
+        partition=partition,
     )

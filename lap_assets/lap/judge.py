@@ -1,22 +1,27 @@
 """One look at every partition: does it need nothing, is there work on it now, or what does it wait for?
 
 The rules that hold for every product, whatever the mode: made when missing, when a failed attempt may be repeated,
-when settings or inputs have changed, and only once everything it is made from has ended; what was cleaned comes back
-when something that is made needs it. Which partitions are looked at, and in which order, is up to the modes.
+when settings or inputs have changed, and only once everything it is made from has ended, masters certified; what was
+cleaned comes back when something that is made needs it. Which partitions are looked at, and in which order, is up to
+the modes.
 """
 
+from collections.abc import Collection, Mapping
+
 from lap_assets.lap.inputs import close_upstream, hash_contents
+from lap_assets.model.associations import BUILT, VIRTUAL
 from lap_assets.model.decisions import CHIP_MODE, DROP, MAKE, MONITOR_MODE, RECREATE, Action, Snapshot
-from lap_assets.model.products import PRODUCTS
-from lap_assets.model.states import ENDED, FAILED, GONE, PartitionState
-from lap_assets.model.survey import PartitionRef, Run
+from lap_assets.model.products import MASTERS, PRODUCTS
+from lap_assets.model.states import DONE, ENDED, FAILED, GONE, INVALIDATED, PartitionState
+from lap_assets.model.survey import PartitionRef, Run, Survey
 
 MAX_ATTEMPTS = 2
 # made once per run and kept, so that a late exposure does not invalidate finished warps (architecture, section 1)
 FROZEN = frozenset({"joint_solutions"})
 # what `lap_science --chip_mode` queues; all that follows is monitor mode's
-CHIP_PRODUCTS = frozenset({"master_biases", "master_flats", "chips", "solutions"})
+CHIP_PRODUCTS = frozenset({*MASTERS.values(), "chips", "solutions"})
 BUSY = "is being made by"
+FILED = GONE | {DONE}  # there are, or were, files
 _ORDER = {name: number for number, name in enumerate(PRODUCTS)}
 
 
@@ -44,6 +49,10 @@ class Judge:
             self.waiting[ref] = missing
             return False
         kind, reason = self._find_need(ref, upstream)
+        held = find_held(self.survey, self.states, ref) if kind else ""
+        if held:
+            self.waiting[ref] = held
+            return False
         if not kind:
             self.settled.add(ref)
             return True
@@ -129,6 +138,10 @@ class Judge:
             if now.state == FAILED and now.attempts >= MAX_ATTEMPTS:
                 return DROP, now.reason
             return MAKE, f"{now.state}: {now.reason}" if now.reason else now.state
+        if now.reason.startswith(INVALIDATED):
+            return MAKE, now.reason
+        if product in MASTERS.values() and self.survey.calibrations[ref[1]].state == VIRTUAL:
+            return MAKE, "made, and not judged yet"  # what is there stays as it is
         if now.config_sha256 != self.snapshot.configs[product]:
             return MAKE, "settings or code changed"
         if product not in FROZEN and now.inputs_sha256 != hash_contents(self.survey, self.states, ref, upstream):
@@ -153,6 +166,35 @@ class Judge:
         return {
             ref: reason if isinstance(reason, str) else describe_wait(reason) for ref, reason in self.waiting.items()
         }
+
+
+def find_held(survey: Survey, states: Mapping[PartitionRef, PartitionState], ref: PartitionRef) -> str:
+    """What of the masters that a partition is to be made with has to be certified first; empty: nothing (PHX-02).
+
+    A master of which nothing could be made holds nothing up: what needs it ends with that reason.
+    """
+    upstream = survey.upstream(*ref)
+    for up in upstream:
+        one = survey.calibrations.get(up[1]) if up[0] in MASTERS.values() else None
+        state = states.get(up)
+        if one is not None and one.state == BUILT and state is not None and state.state in FILED:
+            return f"waits for certification of {one.kind} {one.key}" + (f": {one.reason}" if one.reason else "")
+    if ref[0] == "chips" and survey.withdrawn:
+        return find_withdrawn(survey, ref[1], {up[0] for up in upstream})
+    return ""
+
+
+def find_withdrawn(survey: Survey, exposure: str, have: Collection[str]) -> str:
+    """Of which kind all masters that an exposure could have were rejected; empty: of none.
+
+    It waits for others: nothing is wrong with the exposure itself.
+    """
+    one = survey.exposures[exposure]
+    for kind, product in MASTERS.items():
+        lacks = survey.find_lacks(one, set(MASTERS) - {kind}) if product not in have else ()
+        if lacks and survey.find_withdrawn(one, kind):
+            return f"waits: {lacks[0]}"
+    return ""
 
 
 def is_lost(state: PartitionState) -> bool:

@@ -1,18 +1,18 @@
-"""Writing and reading definitions: exposures, calibrations, reference catalogues, tessellations, sequences.
+"""Writing and reading definitions: exposures, reference catalogues, tessellations, sequences.
 
 Each function works inside a transaction it is given. Records that are there already with the same content are left
-alone, the same id with other bytes is a conflict. Runs are `runs.py`'s.
+alone, the same id with other bytes is a conflict. Calibration sets are `calibrations.py`'s, runs are `runs.py`'s.
 """
 
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from lap_assets.errors import BadInput, Conflict, NotFound
+from lap_assets.errors import BadInput, Conflict
 from lap_assets.ledger.leases import take_number
 from lap_assets.ledger.records import (
     EXPOSURE_FIELDS,
@@ -21,13 +21,9 @@ from lap_assets.ledger.records import (
     chip_values,
     derived_values,
     exposure_values,
-    frame_values,
     read_chip,
 )
 from lap_assets.ledger.tables import (
-    CALIBRATION_STATES,
-    calibration_frame,
-    calibration_set,
     chip_file,
     exposure,
     lap_sequence,
@@ -35,9 +31,9 @@ from lap_assets.ledger.tables import (
     reference_catalog_band,
     tessellation,
 )
-from lap_assets.model.ids import check_key, check_name
+from lap_assets.model.ids import check_name
 from lap_assets.model.sphere import bounding_cap
-from lap_assets.model.survey import CalibrationSet, ChipFile, Exposure
+from lap_assets.model.survey import ChipFile, Exposure
 from lap_assets.model.tessellation import load_tessellation
 
 _MANY = 500  # ids per IN list
@@ -116,6 +112,8 @@ def check_exposure(one: Exposure) -> None:
 def compare_exposures(before: Exposure, after: Exposure) -> tuple[str, list[ChipFile]]:
     """(why they contradict each other or "", chips of `after` that are new or lie elsewhere now)."""
     for name in EXPOSURE_FIELDS:
+        if name == "temperature_c":  # a mean over the chips that came so far
+            continue
         if getattr(before, name) != getattr(after, name):
             return (
                 f"exposure {after.id} is known with {name} {getattr(before, name)!r}, now it comes with "
@@ -139,80 +137,6 @@ def _replace_chips(connection: Connection, id_: str, chips: Sequence[ChipFile]) 
     names = [chip.chip for chip in chips]
     connection.execute(sa.delete(chip_file).where(chip_file.c.exposure == id_, chip_file.c.chip.in_(names)))
     connection.execute(sa.insert(chip_file), [chip_values(chip) | {"exposure": id_} for chip in chips])
-
-
-def read_calibrations(
-    connection: Connection, usable_only: bool = False, keys: Collection[str] | None = None
-) -> dict[str, CalibrationSet]:
-    """Calibration sets by key, sorted; without rejected ones if only usable ones are asked for.
-
-    Where `keys` are given only those have their frames, and these no footprints.
-    """
-    frames: dict[str, list[ChipFile]] = defaultdict(list)
-    table = calibration_frame.c
-    order = (table.calibration, table.path, table.chip)
-    if keys is None:
-        for row in connection.execute(sa.select(calibration_frame).order_by(*order)).mappings():
-            frames[row["calibration"]].append(read_chip(row))
-    elif keys:
-        columns = (table.calibration, table.chip, table.path, table.hdu, table.sha256)
-        some = sa.select(*columns).where(table.calibration.in_(sorted(keys))).order_by(*order)
-        for key, chip, path, hdu, sha256 in connection.execute(some).all():
-            frames[key].append(ChipFile(chip, path, hdu, (), sha256))
-    query = sa.select(calibration_set).order_by(calibration_set.c.key)
-    if usable_only:
-        query = query.where(calibration_set.c.state != "rejected")
-    return {
-        row.key: CalibrationSet(row.key, row.camera, row.kind, row.band, row.valid_from, tuple(frames[row.key]))
-        for row in connection.execute(query)
-    }
-
-
-def write_calibrations(connection: Connection, sets: Iterable[CalibrationSet]) -> tuple[Added, list[CalibrationSet]]:
-    """Insert or complete calibration sets; a set that gains frames is `virtual` again, for it must be built anew."""
-    given = list(sets)
-    known = read_calibrations(connection)
-    changed: list[CalibrationSet] = []
-    conflicts: list[tuple[str, str]] = []
-    for one in given:
-        check_key(one.key, "calibration key")
-        before = known.get(one.key)
-        old = {(frame.path, frame.chip): frame.sha256 for frame in (before.frames if before else ())}
-        clash = [frame.path for frame in one.frames if old.get((frame.path, frame.chip), frame.sha256) != frame.sha256]
-        new = [frame for frame in one.frames if (frame.path, frame.chip) not in old]
-        if clash:
-            conflicts.append((clash[0], f"calibration {one.key} is known with other bytes of this file: restore it"))
-        elif before is None or new:
-            _insert_frames(connection, one, new, known=before is not None)
-            changed.append(one)
-    return Added(len(changed), len(given) - len(changed) - len(conflicts), tuple(conflicts)), changed
-
-
-def _insert_frames(connection: Connection, one: CalibrationSet, frames: list[ChipFile], known: bool) -> None:
-    if known:
-        chosen = calibration_set.c.key == one.key
-        connection.execute(sa.update(calibration_set).where(chosen).values(state="virtual"))
-    else:
-        values = {
-            "key": one.key,
-            "camera": one.camera,
-            "kind": one.kind,
-            "band": one.band,
-            "valid_from": one.valid_from,
-        }
-        connection.execute(sa.insert(calibration_set).values(values | {"state": "virtual"}))
-    if frames:
-        rows = [frame_values(frame) | {"calibration": one.key} for frame in frames]
-        connection.execute(sa.insert(calibration_frame), rows)
-
-
-def write_calibration_state(connection: Connection, key: str, state: str, valid_to: str | None) -> None:
-    """Set the state (and end of validity) of a calibration set; raises `BadInput` or `NotFound`."""
-    if state not in CALIBRATION_STATES:
-        raise BadInput(f"calibration state {state!r} is none of {', '.join(CALIBRATION_STATES)}")
-    chosen = calibration_set.c.key == key
-    if not connection.execute(sa.update(calibration_set).where(chosen).values(state=state, valid_to=valid_to)).rowcount:
-        raise NotFound(f"no calibration {key!r} in the ledger: ingest its frames first (lap ingest --kind calibration)")
 
 
 def write_reference_catalog(

@@ -16,7 +16,17 @@ from lap_assets.ledger.records import UnitRow
 from lap_assets.ledger.tables import partition, unit
 from lap_assets.model.ids import DataId
 from lap_assets.model.products import CALIBRATION_COLLECTION, home_of
-from lap_assets.model.states import CORRUPT, DONE, DROPPED, FAILED, GONE, GOTO_CLEANED, PartitionState
+from lap_assets.model.states import (
+    CORRUPT,
+    DONE,
+    DROPPED,
+    ENDED,
+    FAILED,
+    GONE,
+    GOTO_CLEANED,
+    INVALIDATED,
+    PartitionState,
+)
 from lap_assets.model.survey import PartitionRef
 
 FILED = GONE | {DONE}  # there are, or were, files
@@ -32,6 +42,7 @@ class Report(Protocol):
     reason: str
     seconds: float
     bytes: int
+    metrics: Mapping[str, Any]
 
 
 def write_partition(
@@ -176,6 +187,22 @@ def mark_partitions(
         filed = (*_place(*place), unit.c.state.in_(sorted(FILED)))
         connection.execute(sa.update(unit).where(*filed).values(state=state, updated=now))
         changed.append((product, key))
+    return changed
+
+
+def invalidate_partitions(
+    connection: Connection, now: float, collection: str, refs: Iterable[PartitionRef], reason: str
+) -> list[PartitionRef]:
+    """Note of partitions that ended that they are to be made again; returns those. Files and hashes stay as they are.
+
+    By the reason alone: what is wrong with them is no state of their files.
+    """
+    changed = []
+    for product, key in sorted(set(refs)):
+        here = (partition.c.collection == home_of(collection, product), partition.c.product == product)
+        query = sa.update(partition).where(*here, partition.c.partition == key, partition.c.state.in_(sorted(ENDED)))
+        if connection.execute(query.values(reason=f"{INVALIDATED}: {reason}", updated=now)).rowcount:
+            changed.append((product, key))
     return changed
 
 

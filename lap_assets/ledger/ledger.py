@@ -12,7 +12,18 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from lap_assets.errors import BadInput, Conflict
-from lap_assets.ledger import definitions, index, leases, rebuild, records, runs, selection, steps
+from lap_assets.ledger import (
+    calibrations,
+    definitions,
+    index,
+    leases,
+    quality,
+    rebuild,
+    records,
+    runs,
+    selection,
+    steps,
+)
 from lap_assets.ledger.database import BUSY_SECONDS, Database
 from lap_assets.ledger.leases import Lease
 from lap_assets.ledger.questions import DEFAULT_SEQUENCE, Questions
@@ -20,7 +31,8 @@ from lap_assets.ledger.records import Added, ManifestRow, MemberRow, RunRow
 from lap_assets.ledger.tables import REVISION, lease, metadata
 from lap_assets.model.decisions import DROP_MEMBER, FAULT, Step
 from lap_assets.model.ids import DataId, check_name
-from lap_assets.model.products import home_of
+from lap_assets.model.products import MASTERS, home_of
+from lap_assets.model.quality import QualityRow, Verdict
 from lap_assets.model.regions import Region
 from lap_assets.model.states import DONE, PartitionState
 from lap_assets.model.survey import CalibrationSet, Exposure, PartitionRef
@@ -85,16 +97,36 @@ class Ledger(Questions):
     def add_calibrations(self, sets: Iterable[CalibrationSet]) -> Added:
         """Register calibration sets (state `virtual`); conflicts as for exposures."""
         with self._database.writing() as connection:
-            outcome, changed = definitions.write_calibrations(connection, sets)
+            outcome, changed = calibrations.write_calibrations(connection, sets)
             if changed:
                 self._journal({"kind": "calibrations", "calibrations": records.write_calibrations(changed)})
         return outcome
 
-    def set_calibration_state(self, key: str, state: str, valid_to: str | None = None) -> None:
-        """Certify or reject a calibration set, or mark it built; a rejected one is used by nothing."""
+    def set_calibration_state(
+        self, key: str, state: str, valid_to: str | None = None, valid_from: str | None = None, reason: str = "",
+        judged: str | None = None,
+    ) -> None:  # fmt: skip
+        """Certify or reject a calibration set, or mark it built; a rejected one is used by nothing (PHX-02).
+
+        Parameters
+        ----------
+        valid_from, valid_to : str, optional
+            New first and last night (ISO dates; `""`: it is not known when it ends); None: as they were.
+        reason : str
+            Why it is not certified.
+        judged : str, optional
+            Content of the master that is judged; None: of the one judged before.
+        """
+        verdict = {"key": key, "state": state, "valid_from": valid_from, "valid_to": valid_to}
+        verdict |= {"reason": reason, "judged": judged}
         with self._database.writing() as connection:
-            definitions.write_calibration_state(connection, key, state, valid_to)
-            self._journal({"kind": "certification", "key": key, "state": state, "valid_to": valid_to})
+            calibrations.write_calibration_state(connection, **verdict)
+            self._journal({"kind": "certification"} | verdict)
+
+    def write_quality(self, collection: str, product: str, partition: str, rows: Iterable[QualityRow]) -> None:
+        """Add QC1 parameters of a partition; those of the same unit and name are replaced (PHX-08)."""
+        with self._database.writing() as connection:
+            quality.write_quality(connection, collection, product, partition, rows)
 
     def add_reference_catalog(
         self, name: str, bands: Sequence[str] = ("*",), content_sha256: str = "", n_rows: int = 0
@@ -305,13 +337,19 @@ class Ledger(Questions):
         reason: str = "",
         unit_reports: Iterable[index.Report] = (),
         run_id: str = "",
+        verdict: Verdict | None = None,
     ) -> None:
-        """Record what became of a partition and of each of its units, in one transaction."""
+        """Record what became of a partition and of each of its units, in one transaction.
+
+        Of a master also what was judged of its calibration set, where that was judged.
+        """
         record = PartitionState(state, inputs_sha256, content_sha256, config_sha256, attempts, reason)
+        reports = list(unit_reports)
         with self._database.writing() as connection:
             now = self._database.now(connection)
             ref = (product, partition)
-            rows = index.write_partition(connection, now, collection, ref, record, unit_reports, run_id)
+            rows = index.write_partition(connection, now, collection, ref, record, reports, run_id)
+            self._record_quality(connection, collection, ref, reports, verdict)
             self._journal(
                 {
                     "kind": "partition",
@@ -324,6 +362,32 @@ class Ledger(Questions):
             )
             for lap_id in runs.wake_cleanup(connection, collection, ref) if state == DONE else ():
                 self._journal({"kind": "run_values", "lap_id": lap_id, "values": {"cleaned": False}})
+
+    def _record_quality(
+        self, connection: Connection, collection: str, ref: PartitionRef, reports: list[index.Report],
+        verdict: Verdict | None,
+    ) -> None:  # fmt: skip
+        """QC1 parameters of a partition from the metrics of its units, and what was judged of a master."""
+        product, key = ref
+        if product in quality.JUDGED:
+            measured = [row for one in reports for row in quality.read_metrics(one.data_id, one.metrics)]
+            compared = verdict.quality if verdict else ()
+            # of a master that is as it was the comparison still holds, of what was not made what was there before
+            if compared or (measured and product not in MASTERS.values()):
+                quality.forget_quality(connection, collection, product, key)
+            quality.write_quality(connection, collection, product, key, [*measured, *compared])
+        if verdict is not None:
+            facts = {"key": key, "state": verdict.state, "reason": verdict.reason, "judged": verdict.judged}
+            calibrations.write_calibration_state(connection, **facts)
+            self._journal({"kind": "certification"} | facts)
+
+    def invalidate(self, collection: str, refs: Iterable[PartitionRef], reason: str) -> int:
+        """Let partitions that ended be made again, whatever their inputs say, because of `reason`; how many."""
+        with self._database.writing() as connection:
+            marked = index.invalidate_partitions(connection, self._database.now(connection), collection, refs, reason)
+            if marked:
+                self._journal({"kind": "invalidated", "collection": collection, "refs": marked, "reason": reason})
+        return len(marked)
 
     def mark(self, collection: str, refs: Iterable[PartitionRef], state: str, reason: str = "") -> None:
         """Set the state of partitions and of their units that have files, keeping all hashes (LAP-33).

@@ -5,14 +5,15 @@ Each method is one transaction that sees one consistent state; SQL stands in the
 
 from collections.abc import Collection, Iterable, Mapping
 
-from lap_assets.ledger import definitions, index, runs, selection, snapshot, steps
+from lap_assets.ledger import calibrations, definitions, index, quality, runs, selection, snapshot, steps
 from lap_assets.ledger.database import Database
 from lap_assets.ledger.records import MemberRow, RunRow, SequenceRow, UnitRow
 from lap_assets.ledger.survey import build_survey, without_collector
 from lap_assets.model.decisions import Snapshot
+from lap_assets.model.quality import QualityRow
 from lap_assets.model.regions import Region
 from lap_assets.model.states import PartitionState
-from lap_assets.model.survey import Exposure, PartitionRef, Survey
+from lap_assets.model.survey import CalibrationSet, Exposure, PartitionRef, Survey
 from lap_assets.model.tessellation import Tessellation
 
 DEFAULT_SEQUENCE = "main"
@@ -35,6 +36,24 @@ class Questions:
         """What the ledger knows of what a decision depends on, from one consistent state; see `build_snapshot`."""
         with self._database.reading() as connection, without_collector():
             return snapshot.build_snapshot(connection, self._database.now(connection), collection, scope, lap_ids)
+
+    def calibrations(self, keys: Collection[str] = ()) -> dict[str, CalibrationSet]:
+        """All calibration sets by key, rejected ones included; only those in `keys` with their frames."""
+        with self._database.reading() as connection:
+            return calibrations.read_calibrations(connection, keys=keys)
+
+    def count_frames(self) -> dict[str, int]:
+        """Number of frames of every calibration set."""
+        with self._database.reading() as connection:
+            return calibrations.count_frames(connection)
+
+    def quality(
+        self, collection: str = DEFAULT_SEQUENCE, product: str | None = None, partition: str | None = None,
+        names: Collection[str] | None = None,
+    ) -> list[QualityRow]:  # fmt: skip
+        """QC1 parameters of a collection (PHX-08), sorted by place and name; those of masters by their product."""
+        with self._database.reading() as connection:
+            return quality.read_quality(connection, collection, product, partition, names)
 
     def exposures(self, ids: Iterable[str] | None = None) -> dict[str, Exposure]:
         """Exposures by id, these or all that were ingested, whether or not a run uses them."""

@@ -12,9 +12,8 @@ from typing import Any
 from sqlalchemy.engine import Connection
 
 from lap_assets.errors import BadInput
+from lap_assets.ledger.calibrations import write_calibration_state, write_calibrations
 from lap_assets.ledger.definitions import (
-    write_calibration_state,
-    write_calibrations,
     write_exposures,
     write_reference_catalog,
     write_sequence,
@@ -22,6 +21,7 @@ from lap_assets.ledger.definitions import (
 )
 from lap_assets.ledger.index import replace_partition
 from lap_assets.ledger.leases import FENCE, raise_number
+from lap_assets.ledger.quality import JUDGED, read_metrics, write_quality
 from lap_assets.ledger.records import ManifestRow, MemberRow, RunRow, UnitRow, read_calibration, read_exposure
 from lap_assets.ledger.runs import (
     add_members,
@@ -37,7 +37,7 @@ from lap_assets.ledger.steps import apply_steps, restore_steps, retire_runs, set
 from lap_assets.model.decisions import DROP_MEMBER, RUN_STATE, Step
 from lap_assets.model.ids import DataId
 from lap_assets.model.products import home_of
-from lap_assets.model.states import DONE, ENDED, GONE, GOTO_CLEANED, PartitionState
+from lap_assets.model.states import DONE, ENDED, GONE, GOTO_CLEANED, INVALIDATED, PartitionState
 
 _NOTES = frozenset({"rejected"})  # told for people, nothing to restore
 
@@ -63,6 +63,10 @@ def restore(
                 for product, key in entry["refs"]:
                     place = (home_of(entry["collection"], product), product, key)
                     endings[place] = endings[place] | {"marked": entry["reason"]}
+            elif kind == "invalidated":
+                for product, key in entry["refs"]:
+                    place = (home_of(entry["collection"], product), product, key)
+                    endings[place] = endings[place] | {"invalidated": f"{INVALIDATED}: {entry['reason']}"}
             elif kind not in _NOTES:
                 _DEFINITIONS[kind](connection, entry)
                 n_definitions += 1
@@ -88,9 +92,17 @@ def restore_index(
         if rows is not None:
             updated = max((row.updated for row in rows), default=0.0)
             replace_partition(connection, updated, place[0], place[1:], restore_state(entry, rows), rows)
+            _restore_quality(connection, place, found[place].values())
             n_restored += 1
     raise_number(connection, FENCE, fence)
     return n_restored
+
+
+def _restore_quality(connection: Connection, place: tuple[str, str, str], manifests: Iterable[ManifestRow]) -> None:
+    """The QC1 parameters of a partition, from the metrics of its units."""
+    if place[1] in JUDGED:
+        rows = [row for one in manifests for row in read_metrics(one.data_id, one.metrics)]
+        write_quality(connection, *place, rows)
 
 
 def confirm(entry: Mapping[str, Any], manifests: Mapping[DataId, ManifestRow]) -> list[UnitRow] | None:
@@ -120,11 +132,14 @@ def _normal(state: str) -> str:
 def restore_state(entry: Mapping[str, Any], rows: list[UnitRow]) -> PartitionState:
     """How a partition ended; whether its files are there still is for the manifests to say."""
     state = PartitionState(**entry["state"])
+    if "invalidated" in entry:
+        state = replace(state, reason=entry["invalidated"])
     filed = {row.state for row in rows if _normal(row.state) == DONE}
     if _normal(state.state) != DONE or not filed:
         return state
     now = filed.pop() if len(filed) == 1 else GOTO_CLEANED
-    return replace(state, state=now, reason=entry.get("marked", state.reason) if now in GONE else "")
+    kept = state.reason if "invalidated" in entry else ""
+    return replace(state, state=now, reason=entry.get("marked", state.reason) if now in GONE else kept)
 
 
 def _restore_exposures(connection: Connection, entry: Mapping[str, Any]) -> None:
@@ -136,7 +151,7 @@ def _restore_calibrations(connection: Connection, entry: Mapping[str, Any]) -> N
 
 
 def _restore_certification(connection: Connection, entry: Mapping[str, Any]) -> None:
-    write_calibration_state(connection, entry["key"], entry["state"], entry["valid_to"])
+    write_calibration_state(connection, **{name: value for name, value in entry.items() if name != "kind"})
 
 
 def _restore_catalog(connection: Connection, entry: Mapping[str, Any]) -> None:

@@ -4,10 +4,11 @@ Everything here is plain values; SQL is in the modules that use it.
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, NamedTuple
 
 from lap_assets.model.ids import DataId
+from lap_assets.model.quality import QualityRow
 from lap_assets.model.sphere import separation_deg, unit_vectors
 from lap_assets.model.survey import CalibrationSet, ChipFile, Exposure, hash_files
 
@@ -56,6 +57,7 @@ class ManifestRow:
     run_id: str = ""
     fence: int = 0
     updated: float = 0.0
+    metrics: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -108,6 +110,7 @@ class MemberRow:
     reason: str = ""
 
 
+QUALITY_FIELDS = tuple(one.name for one in fields(QualityRow))
 EXPOSURE_FIELDS = tuple(one.name for one in fields(Exposure) if one.name not in ("chips", "files_sha256"))
 
 
@@ -155,6 +158,7 @@ def write_calibrations(sets: Iterable[CalibrationSet]) -> list[dict[str, Any]]:
     """Journal form of calibration sets."""
     return [
         {"key": one.key, "camera": one.camera, "kind": one.kind, "band": one.band, "valid_from": one.valid_from}
+        | {"valid_to": one.valid_to, "temperature_c": one.temperature_c}
         | {"frames": [frame_values(frame) for frame in one.frames]}
         for one in sets
     ]

@@ -4,16 +4,16 @@ All queries are bounded by the runs asked for, so that a tick costs what is open
 only files and settings know is added by `operations/drive.py`.
 """
 
-from collections import defaultdict
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from lap_assets.errors import BadInput
+from lap_assets.ledger.calibrations import read_calibrations
 from lap_assets.ledger.database import is_among
-from lap_assets.ledger.definitions import read_calibrations, read_reference_catalogs
+from lap_assets.ledger.definitions import read_reference_catalogs
 from lap_assets.ledger.index import read_states
 from lap_assets.ledger.records import RunRow
 from lap_assets.ledger.runs import read_runs
@@ -23,9 +23,9 @@ from lap_assets.ledger.survey import (
     associate,
     make_run,
     read_cells,
-    read_ends,
     read_lean_exposures,
     read_rosters,
+    split_sets,
 )
 from lap_assets.ledger.tables import lap_exp, lap_run, lap_sequence, lease, partition
 from lap_assets.model.decisions import Snapshot
@@ -40,7 +40,7 @@ from lap_assets.model.products import (
     PRODUCTS,
 )
 from lap_assets.model.states import PartitionState
-from lap_assets.model.survey import CalibrationSet, Exposure, PartitionRef, Survey, choose_valid
+from lap_assets.model.survey import Exposure, PartitionRef, Survey
 
 LAUNCH = "launch"  # first part of the lease key of a partition that was handed to Dagster
 _STACKS = ("stacks", "final_stacks")
@@ -83,16 +83,14 @@ def build_snapshot(
     runs = sorted((make_run(row, rosters.get(row.lap_id, ())) for row in whole + around), key=lambda run: run.lap_id)
     shown = tuple(run if run.lap_id in active else replace(run, paused=True) for run in runs)
     exposures = read_lean_exposures(connection, chosen) if whole else {}
-    calibrations, associations = _read_masters(connection, exposures.values(), everything)
     return Snapshot(
         survey=Survey(
             collection=collection,
             exposures=exposures,
             cells=read_cells(connection, whole + around),
             runs=shown,
-            calibrations=calibrations,
-            associations=associations,
             reference_catalogs=read_reference_catalogs(connection),
+            **_read_masters(connection, exposures.values(), everything),
         ),
         states=read_states(connection, collection)
         if everything
@@ -155,23 +153,20 @@ def _read_around(connection: Connection, whole: Sequence[RunRow], rosters: Roste
     return [row for row in rows if (row.cell, row.band) in wanted]
 
 
-def _read_masters(
-    connection: Connection, exposures: Iterable[Exposure], everything: bool
-) -> tuple[dict[str, CalibrationSet], dict[str, tuple[PartitionRef, ...]]]:
-    """The calibration sets these exposures are calibrated with, and those the flats are made with; or all."""
-    heads = read_calibrations(connection, usable_only=True, keys=())
-    associations = associate(exposures, heads, read_ends(connection))
-    needed = {key for refs in associations.values() for _, key in refs}
-    biases: dict[str, list[CalibrationSet]] = defaultdict(list)
-    for one in heads.values():
-        if one.kind == "bias":
-            biases[one.camera].append(one)
-    for key in sorted(needed):
-        bias = choose_valid(biases[heads[key].camera], heads[key].valid_from) if heads[key].kind == "flat" else None
-        needed |= {bias.key} if bias else set()
-    keys = set(heads) if everything else needed
-    whole = read_calibrations(connection, usable_only=True, keys=keys)
-    return {key: whole[key] for key in sorted(keys)}, associations
+def _read_masters(connection: Connection, exposures: Iterable[Exposure], everything: bool) -> dict[str, Mapping]:
+    """Facts of the survey: the sets these exposures are calibrated with and those the masters are made with; or all."""
+    heads, withdrawn = split_sets(read_calibrations(connection, keys=()))
+    associations = associate(exposures, heads)
+    needed = {ref for refs in associations.values() for ref in refs}
+    picture, open_ = Survey("", calibrations=heads), sorted(needed)
+    while open_:
+        new = set(picture.upstream(*open_.pop())) - needed
+        needed |= new
+        open_ += sorted(new)
+    keys = set(heads) if everything else {key for _, key in needed}
+    whole = read_calibrations(connection, keys=keys)
+    chosen = {key: whole[key] for key in sorted(keys)}
+    return {"calibrations": chosen, "associations": associations, "withdrawn": withdrawn}
 
 
 def _read_states(

@@ -7,21 +7,24 @@ cells of those runs, and the masters those exposures are calibrated with. Who is
 
 import gc
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
+from lap_assets.ledger.calibrations import list_usable, read_calibrations
 from lap_assets.ledger.database import is_among
-from lap_assets.ledger.definitions import read_calibrations, read_exposures, read_reference_catalogs
+from lap_assets.ledger.definitions import read_exposures, read_reference_catalogs
 from lap_assets.ledger.records import EXPOSURE_FIELDS, RunRow
 from lap_assets.ledger.runs import decode_neighbours, find_tessellation, read_runs
-from lap_assets.ledger.tables import calibration_set, exposure, lap_exp, lap_run
-from lap_assets.model.survey import CalibrationSet, Exposure, Member, PartitionRef, Run, Survey, choose_valid
+from lap_assets.ledger.tables import exposure, lap_exp, lap_run
+from lap_assets.model.associations import REJECTED, choose_master, name_band
+from lap_assets.model.products import MASTERS
+from lap_assets.model.survey import CalibrationSet, Exposure, Member, PartitionRef, Run, Survey, group_sets
 from lap_assets.model.tessellation import ProjectionCell
 
-MASTERS = {"bias": "master_biases", "flat": "master_flats"}
 Rosters = Mapping[int, list[Member]]
 
 
@@ -56,15 +59,17 @@ def build_survey(connection: Connection, collection: str, lean: bool = False) ->
     else:
         used = {one.exposure for roster in rosters.values() for one in roster}
         exposures = read_exposures(connection, used if rows else None)
-    calibrations = read_calibrations(connection, True, list_usable(connection) if lean else None)
+    sets = read_calibrations(connection, keys=list_usable(connection) if lean else None)
+    calibrations, withdrawn = split_sets(sets)
     return Survey(
         collection=collection,
         exposures=exposures,
         cells=read_cells(connection, rows),
         runs=runs,
         calibrations=calibrations,
-        associations=associate(exposures.values(), calibrations, read_ends(connection)),
+        associations=associate(exposures.values(), calibrations),
         reference_catalogs=read_reference_catalogs(connection),
+        withdrawn=withdrawn,
     )
 
 
@@ -116,43 +121,41 @@ def read_cells(connection: Connection, rows: Iterable[RunRow]) -> dict[str, Proj
     return {cell: skies[sky].cell(cell) for cell, sky in used}
 
 
-def list_usable(connection: Connection) -> list[str]:
-    """Keys of the calibration sets that were not rejected."""
-    query = sa.select(calibration_set.c.key).where(calibration_set.c.state != "rejected")
-    return list(connection.execute(query).scalars())
-
-
-def read_ends(connection: Connection) -> dict[str, str]:
-    """Last night of validity of the calibration sets that have one, by key."""
-    query = calibration_set.select().where(calibration_set.c.valid_to.is_not(None))
-    return {row.key: row.valid_to for row in connection.execute(query)}
+def split_sets(
+    sets: Mapping[str, CalibrationSet],
+) -> tuple[dict[str, CalibrationSet], dict[str, CalibrationSet]]:
+    """(those that may be used, those that were rejected, without frames) of calibration sets, by key."""
+    usable = {key: one for key, one in sets.items() if one.state != REJECTED}
+    return usable, {key: replace(one, frames=()) for key, one in sets.items() if one.state == REJECTED}
 
 
 def associate(
-    exposures: Iterable[Exposure], calibrations: Mapping[str, CalibrationSet], ends: Mapping[str, str]
+    exposures: Iterable[Exposure], calibrations: Mapping[str, CalibrationSet]
 ) -> dict[str, tuple[PartitionRef, ...]]:
-    """The masters each raw exposure is calibrated with: in force on its night, of its band where that matters."""
-    by_use: dict[tuple[str, str, str], list[CalibrationSet]] = defaultdict(list)
-    for one in calibrations.values():
-        by_use[one.camera, one.kind, one.band].append(one)
-    found: dict[tuple[str, str, str], tuple[PartitionRef, ...]] = {}
+    """The masters each raw exposure is calibrated with, of every kind there is, of its band where that matters.
+
+    Found once for all exposures of a camera, band, night and temperature (to the degree).
+    """
+    sets_of = group_sets(calibrations.values())
+    found: dict[tuple[str, str, str, int | None], tuple[PartitionRef, ...]] = {}
     chosen: dict[str, tuple[PartitionRef, ...]] = {}
     for one in exposures:
         if one.kind != "raw":
             continue
-        use = (one.camera, one.band, one.night)
+        degree = None if one.temperature_c is None else round(one.temperature_c)
+        use = (one.camera, one.band, one.night, degree)
         if use not in found:
-            found[use] = tuple(_find_masters(by_use, ends, *use))
+            found[use] = tuple(_find_masters(sets_of, *use))
         chosen[one.id] = found[use]
     return chosen
 
 
 def _find_masters(
-    by_use: Mapping[tuple[str, str, str], list[CalibrationSet]], ends: Mapping[str, str],
-    camera: str, band: str, night: str,
-) -> Iterable[PartitionRef]:  # fmt: skip
+    sets_of: Mapping[tuple[str, str, str], Sequence[CalibrationSet]], camera: str, band: str, night: str,
+    temperature_c: float | None,
+) -> Iterator[PartitionRef]:  # fmt: skip
     for kind, product in MASTERS.items():
-        candidates = by_use.get((camera, kind, band if kind == "flat" else "all"), [])
-        master = choose_valid([one for one in candidates if ends.get(one.key, night) >= night], night)
+        sets = sets_of.get((camera, kind, name_band(kind, band)), ())
+        master = choose_master(sets, night, temperature_c)
         if master is not None:
             yield product, master.key

@@ -22,13 +22,15 @@ from sqlalchemy import (
     false,
 )
 
+from lap_assets.model.associations import BUILT, CERTIFIED, REJECTED, VIRTUAL
 from lap_assets.model.decisions import FAULTS
+from lap_assets.model.products import MASTERS
 
-REVISION = "0002"  # of the newest migration; `Ledger.open` compares it with the database's
+REVISION = "0003"  # of the newest migration; `Ledger.open` compares it with the database's
 
 UNIT_STATES = ("done", "failed", "blocked", "no_work", "unprocessable", "dropped", "corrupt", "goto_cleaned", "cleaned")
 PARTITION_STATES = UNIT_STATES
-CALIBRATION_STATES = ("virtual", "built", "certified", "rejected")
+CALIBRATION_STATES = (VIRTUAL, BUILT, CERTIFIED, REJECTED)  # PHX-02
 RUN_STATES = ("new", "run", "full")  # LAP-03
 DATA_STATES = ("drop", "new", "full", "exists", "to_diff", "to_magic")  # LAP-25
 
@@ -75,6 +77,7 @@ exposure = Table(
     _text("kind"),
     _text("files_sha256", server_default=""),  # of its chips, so that a picture without them still tells a change
     Column("reach_deg", Float, nullable=False, server_default="0"),  # of the farthest chip corner from the pointing
+    Column("temperature_c", Float),
     _one_of("kind", ("raw", "calibrated")),
     CheckConstraint("exptime_s > 0", name="exptime_s"),
     CheckConstraint("dec_deg BETWEEN -90 AND 90", name="dec_deg"),
@@ -108,7 +111,10 @@ calibration_set = Table(
     _text("valid_from"),
     Column("valid_to", String),
     _text("state"),
-    _one_of("kind", ("bias", "flat")),
+    _text("reason", server_default=""),
+    Column("temperature_c", Float),
+    _text("judged", server_default=""),  # content of the master that the state was given to
+    _one_of("kind", tuple(MASTERS)),
     _one_of("state", CALIBRATION_STATES),
     CheckConstraint("valid_to IS NULL OR valid_to >= valid_from", name="validity"),
 )
@@ -250,6 +256,20 @@ unit = Table(
         name="fk_unit_partition",
         ondelete="CASCADE",
     ),
+)
+
+# QC1 parameters (PHX-08); they outlive the products they are of
+quality = Table(
+    "quality",
+    metadata,
+    Column("collection", String, primary_key=True),
+    Column("product", String, primary_key=True),
+    Column("partition", String, primary_key=True),
+    Column("unit", String, primary_key=True),
+    Column("name", String, primary_key=True),
+    Column("value", Float),
+    _text("text"),
+    Column("passed", Boolean),
 )
 
 lease = Table(

@@ -19,6 +19,8 @@ RESULTS = frozenset({DONE, NO_WORK, UNPROCESSABLE, DROPPED})
 # results once more, whose files are gone or going on purpose; their content hashes stay
 GONE = frozenset({GOTO_CLEANED, CLEANED})
 ENDED = RESULTS | GONE
+# how the reason of a partition begins that ended and is to be made again all the same
+INVALIDATED = "invalidated"
 
 
 @dataclass(frozen=True)

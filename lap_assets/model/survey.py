@@ -7,13 +7,24 @@ geometry. No I/O here; `ledger/` builds it.
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import chain
 
+from lap_assets.model.associations import (
+    NEEDED,
+    VIRTUAL,
+    Association,
+    Choice,
+    choose_master,
+    describe_lack,
+    find_previous,
+    name_band,
+    score_set,
+)
 from lap_assets.model.ids import JOIN
-from lap_assets.model.products import CALIBRATIONS, CELL_BANDS, CELLS, EXPOSURE_CELLS, EXPOSURES, get_product
+from lap_assets.model.products import CALIBRATIONS, CELL_BANDS, CELLS, EXPOSURE_CELLS, EXPOSURES, MASTERS, get_product
 from lap_assets.model.tessellation import ProjectionCell
 
 PartitionRef = tuple[str, str]  # (product, partition key)
@@ -52,7 +63,10 @@ class ChipFile:
 
 @dataclass(frozen=True)
 class Exposure:
-    """One exposure of a mosaic camera. `kind` is `raw` or `calibrated`; `night` is the local date at its start."""
+    """One exposure of a mosaic camera. `kind` is `raw` or `calibrated`; `night` is the local date at its start.
+
+    `temperature_c` is that of the detector, None where the headers do not say.
+    """
 
     id: str
     camera: str
@@ -68,6 +82,7 @@ class Exposure:
     comment: str = ""
     obs_mode: str = "3PI"
     kind: str = "raw"
+    temperature_c: float | None = None
     chips: tuple[ChipFile, ...] = ()
     files_sha256: str = ""  # `hash_files` of its chips, where they themselves are left out of the picture
 
@@ -79,14 +94,41 @@ class Exposure:
 
 @dataclass(frozen=True)
 class CalibrationSet:
-    """The frames one master calibration is built from; `key` is its partition key `camera|kind|band|valid_from`."""
+    """The frames one master calibration is built from, and how far it may be used.
+
+    Attributes
+    ----------
+    key : str
+        Its partition key `camera|kind|band|valid_from`.
+    kind : str
+        One of `products.MASTERS`: bias, dark, flat, sky, fringe.
+    band : str
+        `all` for biases and darks.
+    valid_from, valid_to : str
+        ISO dates of the first and last night; `valid_to` is empty where a later set ends it.
+    frames : tuple of ChipFile
+        One entry per frame and chip.
+    state : str
+        `virtual` (not made yet), `built`, `certified` or `rejected` (PHX-02).
+    reason : str
+        Why it is not certified.
+    temperature_c : float or None
+        Of the detector, mean over the frames; None where headers do not say.
+    judged : str
+        Content of the master that the state was given to; empty: of none yet.
+    """
 
     key: str
     camera: str
-    kind: str  # "bias" or "flat"
-    band: str  # "all" for biases
-    valid_from: str  # ISO date
-    frames: tuple[ChipFile, ...] = ()  # one entry per frame and chip
+    kind: str
+    band: str
+    valid_from: str
+    frames: tuple[ChipFile, ...] = ()
+    state: str = "virtual"
+    valid_to: str = ""
+    reason: str = ""
+    temperature_c: float | None = None
+    judged: str = ""
 
 
 @dataclass(frozen=True)
@@ -175,6 +217,10 @@ class Survey:
         Content hashes of what lies outside the store's products: `camera/NAME`, `refcat/NAME`.
     diff_against : "nights" or "pair"
         What a paired exposure is subtracted from: a template of the other nights, or its companion's warp.
+    kinds : mapping of camera to tuple of str
+        Kinds of masters that the steps of a camera ask for; of a camera that is not there: all.
+    withdrawn : mapping of calibration key to CalibrationSet
+        Those that were rejected, without frames: used by nothing.
     """
 
     collection: str
@@ -186,6 +232,8 @@ class Survey:
     reference_catalogs: Mapping[str, str] = field(default_factory=dict)
     outside: Mapping[str, str] = field(default_factory=dict)
     diff_against: str = "nights"
+    kinds: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    withdrawn: Mapping[str, CalibrationSet] = field(default_factory=dict)
 
     @cached_property
     def run_of(self) -> Mapping[tuple[str, str], Run]:
@@ -236,12 +284,11 @@ class Survey:
         }
 
     def _calibration_keys(self, product: str) -> tuple[str, ...]:
-        kind = {"master_biases": "bias", "master_flats": "flat"}[product]
-        return tuple(key for key, one in sorted(self.calibrations.items()) if one.kind == kind)
+        return tuple(key for key, one in sorted(self.calibrations.items()) if MASTERS[one.kind] == product)
 
     def outside_facts(self, product: str, partition: str) -> list:
         """What a partition depends on that is no product: its files, camera and reference catalogue, by content."""
-        if product in ("master_biases", "master_flats"):
+        if product in MASTERS.values():
             one = self.calibrations[partition]
             return [self.outside.get(f"camera/{one.camera}", ""), [[f.chip, f.sha256] for f in one.frames]]
         if product not in ("chips", "solutions"):
@@ -255,6 +302,8 @@ class Survey:
 
     def upstream(self, product: str, partition: str) -> tuple[PartitionRef, ...]:
         """What a partition is made from, as (product, partition key), in a fixed order."""
+        if product in MASTERS.values():
+            return tuple(self._upstream_of_master(product, partition))
         parts = partition.split("|")
         return tuple(getattr(self, f"_upstream_of_{product}")(*parts))
 
@@ -279,13 +328,52 @@ class Survey:
         names = [one for one in others if companion or self.exposures[one].night != mine.night]
         return (("warps", partition), *(("warps", f"{one}{JOIN}{cell}") for one in names))
 
-    def _upstream_of_master_biases(self, *_key: str) -> list[PartitionRef]:
-        return []
+    # ---- master calibrations
 
-    def _upstream_of_master_flats(self, camera: str, _kind: str, _band: str, valid_from: str) -> list[PartitionRef]:
-        biases = [c for c in self.calibrations.values() if c.camera == camera and c.kind == "bias"]
-        chosen = choose_valid(biases, valid_from)
-        return [("master_biases", chosen.key)] if chosen else []
+    @cached_property
+    def sets_of(self) -> Mapping[tuple[str, str, str], tuple[CalibrationSet, ...]]:
+        """Calibration sets that may be used by (camera, kind, band), in the order of their validity."""
+        return group_sets(self.calibrations.values())
+
+    def association(self, exposure: str) -> Association:
+        """The masters of a raw exposure, how well they fit, and what it waits for (PHX-01, PHX-08)."""
+        one = self.exposures[exposure]
+        chosen = [self.calibrations[key] for _, key in self.associations.get(exposure, ()) if key in self.calibrations]
+        choices = tuple(
+            Choice(c.kind, c.key, c.state, score_set(c, one.night, one.temperature_c), c.reason) for c in chosen
+        )
+        return Association(exposure, choices, self.find_lacks(one, {c.kind for c in chosen}))
+
+    def find_lacks(self, one: Exposure, have: Collection[str]) -> tuple[str, ...]:
+        """Why there is no master of a kind that a raw exposure needs, one line each; `have` are the kinds there are."""
+        asked = self.kinds.get(one.camera, tuple(MASTERS)) if one.kind == "raw" else ()
+        missing = [kind for kind in asked if kind in NEEDED and kind not in have]
+        return tuple(describe_lack(kind, one.band, one.night, self.find_withdrawn(one, kind)) for kind in missing)
+
+    def find_withdrawn(self, one: Exposure, kind: str) -> CalibrationSet | None:
+        """The master of a kind that an exposure would have, were it not rejected."""
+        found = self._withdrawn_of.get((one.camera, kind, name_band(kind, one.band)), ())
+        again = [replace(each, state=VIRTUAL) for each in found]
+        nearest = choose_master(again, one.night, one.temperature_c)
+        return self.withdrawn[nearest.key] if nearest else None
+
+    @cached_property
+    def _withdrawn_of(self) -> Mapping[tuple[str, str, str], tuple[CalibrationSet, ...]]:
+        return group_sets(self.withdrawn.values())
+
+    def previous_master(self, partition: str) -> str | None:
+        """Key of the certified master that a new one is compared with; None: there is none yet."""
+        return find_previous(self.calibrations.values(), self.calibrations[partition])
+
+    def _upstream_of_master(self, product: str, partition: str) -> Iterator[PartitionRef]:
+        """The masters that another one is made with, in the order in which they build on one another."""
+        one, inputs = self.calibrations[partition], get_product(product).inputs
+        for kind in self.kinds.get(one.camera, tuple(MASTERS)):
+            if MASTERS[kind] in inputs:
+                sets = self.sets_of.get((one.camera, kind, name_band(kind, one.band)), ())
+                chosen = choose_master(sets, one.valid_from, one.temperature_c)
+                if chosen is not None:
+                    yield MASTERS[kind], chosen.key
 
     def _upstream_of_chips(self, exposure: str) -> list[PartitionRef]:
         return list(self.associations.get(exposure, ()))
@@ -345,8 +433,9 @@ def hash_files(chips: Iterable[ChipFile]) -> str:
     return hashlib.sha256(json.dumps(facts, separators=(",", ":")).encode()).hexdigest()
 
 
-def choose_valid(candidates: list[CalibrationSet], night: str) -> CalibrationSet | None:
-    """The calibration set in force on `night` (ISO date): the newest that began by then, else the oldest there is."""
-    ordered = sorted(candidates, key=lambda one: one.valid_from)
-    begun = [one for one in ordered if one.valid_from <= night]
-    return begun[-1] if begun else (ordered[0] if ordered else None)
+def group_sets(sets: Iterable[CalibrationSet]) -> dict[tuple[str, str, str], tuple[CalibrationSet, ...]]:
+    """Calibration sets by (camera, kind, band), each in the order that `choose_master` wants."""
+    groups: dict[tuple[str, str, str], list[CalibrationSet]] = {}
+    for one in sorted(sets, key=lambda one: (one.valid_from, one.key)):
+        groups.setdefault((one.camera, one.kind, one.band), []).append(one)
+    return {use: tuple(group) for use, group in groups.items()}

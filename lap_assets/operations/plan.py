@@ -4,25 +4,27 @@ Finds what `lap/plan.py` asks for: files that are gone, masters and reference ca
 that work, the skycells that footprints fall on.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from lap_assets.errors import BadInput
+from lap_assets.lap.judge import find_held
 from lap_assets.lap.plan import Lacks, Plan, Units, plan_work
 from lap_assets.model.camera import Camera, load_camera
 from lap_assets.model.decisions import Snapshot
 from lap_assets.model.ids import JOIN
-from lap_assets.model.products import get_product
+from lap_assets.model.products import MASTERS, get_product
 from lap_assets.model.sphere import grow_polygons
+from lap_assets.model.states import PartitionState
 from lap_assets.model.survey import CalibrationSet, ChipFile, Exposure, PartitionRef, Survey
 from lap_assets.model.tessellation import ProjectionCell, load_tessellation
 from lap_assets.operations.define import RINGS_V3, pick_tessellation
 from lap_assets.operations.drive import name_tessellations, resolve
 from lap_assets.operations.workspace import Workspace
 
-MASTERS = {"bias": "master_biases", "flat": "master_flats"}  # step of a camera, or kind of a set → the master
+NOTHING: Mapping[PartitionRef, PartitionState] = {}
 
 
 def make_plan(
@@ -37,10 +39,11 @@ def make_plan(
     targets = frozenset(resolve(survey, select, to)) if select or to else None
     if targets is not None and not targets:
         raise BadInput(f"nothing matches {' '.join(select)!r}; `lap ls` shows what there is")
-    snapshot = Snapshot(survey, space.ledger.partition_states(survey.collection), space.configs(), targets)
+    states = space.ledger.partition_states(survey.collection)
+    snapshot = Snapshot(survey, states, space.configs(), targets)
     cameras = load_cameras(space, survey)
     find_units = UnitFinder(survey, cameras, space.settings.warps.footprint_margin_arcsec / 3600.0)
-    lacks = find_lacks(survey, cameras, space.settings.calibrations.min_frames)
+    lacks = find_lacks(survey, cameras, space.settings.calibrations.min_frames, states)
     return plan_work(snapshot, lacks, find_units, space.settings.stacks.min_inputs)
 
 
@@ -68,7 +71,12 @@ def load_cameras(space: Workspace, survey: Survey) -> dict[str, Camera | str]:
 # ---- what is missing
 
 
-def find_lacks(survey: Survey, cameras: dict[str, Camera | str], min_frames: int) -> Lacks:
+def find_lacks(
+    survey: Survey,
+    cameras: dict[str, Camera | str],
+    min_frames: int,
+    states: Mapping[PartitionRef, PartitionState] = NOTHING,
+) -> Lacks:
     """What cannot be made, or not of everything, and why: files, cameras, masters, reference catalogues."""
     lacks = Lacks({}, {})
     there: dict[str, bool] = {}
@@ -78,7 +86,7 @@ def find_lacks(survey: Survey, cameras: dict[str, Camera | str], min_frames: int
         note_files(lacks, (MASTERS[one.kind], key), reason, one.frames, there)
     for name, one in survey.exposures.items():
         camera = cameras[one.camera]
-        reason = camera if isinstance(camera, str) else find_lost_master(survey, one, camera)
+        reason = camera if isinstance(camera, str) else find_lost_master(survey, one, states)
         note_files(lacks, ("chips", name), reason, one.chips, there)
         if one.kind == "raw" and (reason := find_lost_catalog(survey, one.band)):
             lacks.all["solutions", name] = reason
@@ -92,14 +100,10 @@ def find_few_frames(one: CalibrationSet, camera: Camera, min_frames: int) -> str
     return f"{most} frames, {min_frames} needed (calibrations.min_frames)" if most < min_frames else ""
 
 
-def find_lost_master(survey: Survey, one: Exposure, camera: Camera) -> str:
-    """Why an exposure cannot be calibrated; empty if it can, or need not be."""
-    have = {product for product, _ in survey.associations.get(one.id, ())}
-    for step, product in MASTERS.items():
-        if one.kind == "raw" and step in camera.stages and product not in have:
-            band = f" of band {one.band}" if step == "flat" else ""
-            return f"no {step} frames{band} are valid on {one.night}: ingest them with --kind calibration"
-    return ""
+def find_lost_master(survey: Survey, one: Exposure, states: Mapping[PartitionRef, PartitionState]) -> str:
+    """Why an exposure cannot be calibrated now; empty if it can, or need not be."""
+    lacks = survey.find_lacks(one, {survey.calibrations[key].kind for _, key in survey.associations.get(one.id, ())})
+    return lacks[0] if lacks else find_held(survey, states, ("chips", one.id))
 
 
 def find_lost_catalog(survey: Survey, band: str) -> str:
@@ -110,9 +114,7 @@ def find_lost_catalog(survey: Survey, band: str) -> str:
     return "" if f"refcat/{name}" in survey.outside else f"reference catalogue {name} is gone: ingest it again"
 
 
-def note_files(
-    lacks: Lacks, ref: PartitionRef, reason: str, files: Iterable[ChipFile], there: dict[str, bool]
-) -> None:
+def note_files(lacks: Lacks, ref: PartitionRef, reason: str, files: Iterable[ChipFile], there: dict[str, bool]) -> None:
     """Note the reason why nothing can come of a partition, or which of its files are gone.
 
     A chip without one of its files is lost, and so is a partition without such a chip. `there` remembers which files

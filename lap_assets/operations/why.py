@@ -110,12 +110,16 @@ def explain_partition(space: Workspace, data_id: DataId, snapshot: Snapshot) -> 
     whole = DataId(data_id.collection, data_id.product, data_id.partition)
     state = snapshot.states.get(ref)
     units = space.ledger.units(data_id.collection, *ref)
+    masters = {**snapshot.survey.calibrations, **snapshot.survey.withdrawn}
     if state is None:
         yield f"{whole}: not made"
     else:
         yield f"{whole}: {state.state}{f': {state.reason}' if state.reason else ''}"
         if state.attempts:
             yield f"  {state.attempts} failed attempts"
+    if data_id.partition in masters:
+        one = masters[data_id.partition]
+        yield f"  {one.state}{f': {one.reason}' if one.reason else ''}"
     if units:
         when = describe_time(max(unit.updated for unit in units))
         counts = ", ".join(f"{n} {name}" for name, n in sorted(Counter(unit.state for unit in units).items()))
@@ -129,6 +133,7 @@ def explain_partition(space: Workspace, data_id: DataId, snapshot: Snapshot) -> 
         for up in snapshot.survey.upstream(*ref):
             before = snapshot.states.get(up)
             how = f"{before.state} {before.content_sha256[:_DIGITS]}" if before else "not made"
+            how += f", {masters[up[1]].state}" if up[1] in masters else ""
             yield f"  from {up[0]} {up[1]} {how}"
 
 

@@ -16,12 +16,13 @@ from os import getpid
 
 from lap_assets.errors import Conflict, LapError
 from lap_assets.lap.inputs import hash_inputs
-from lap_assets.lap.judge import MAX_ATTEMPTS
+from lap_assets.lap.judge import MAX_ATTEMPTS, find_held
 from lap_assets.ledger.leases import Lease
 from lap_assets.model.ids import JOIN
 from lap_assets.model.products import KEY_PARTS, PRODUCTS, home_of
 from lap_assets.model.states import BLOCKED, CLEANED, ENDED, FAILED, GONE, PartitionState
 from lap_assets.model.survey import PartitionRef, Survey
+from lap_assets.operations.certification import examine_masters
 from lap_assets.operations.workspace import Workspace
 from lap_assets.pipeline.engine import PartitionReport, Session, drop_partition, find_cleaned_inputs, make_partitions
 from lap_assets.pipeline.task import UnitReport
@@ -42,8 +43,8 @@ def work_partitions(
 ) -> Iterator[PartitionReport]:
     """Make partitions of one product; each report is in the ledger before it is yielded.
 
-    A partition whose inputs have not all ended is reported `blocked` and left alone; inputs that were cleaned are
-    re-created first. One that another writer holds raises `Conflict`.
+    A partition whose inputs have not all ended, or whose masters are not certified, is reported `blocked` and left
+    alone; inputs that were cleaned are re-created first. One that another writer holds raises `Conflict`.
     """
     states = read_states(space, survey, partitions)
     ready = []
@@ -53,6 +54,8 @@ def work_partitions(
         if missing:
             reason = f"{len(missing)} inputs are not made yet, first {' '.join(missing[0])}"
             yield PartitionReport(product, partition, BLOCKED, (), reason=reason)
+        elif held := find_held(survey, states, (product, partition)):
+            yield PartitionReport(product, partition, BLOCKED, (), reason=held)
         else:
             ready.append(partition)
     suspects = [partition for partition in ready if may_lack_files(survey, states, product, partition)]
@@ -102,7 +105,7 @@ def _make(
     with hold_leases(space, survey.collection, product, ready, run_id=run_id) as fences:
         states = read_states(space, survey, ready) if states is None else states
         session = Session(survey, space.repo, space.settings, run_id, lambda _, partition: fences[partition], tell)
-        for report in make_partitions(session, product, ready, recreate):
+        for report in examine_masters(space, product, make_partitions(session, product, ready, recreate)):
             record(space, survey, report, states, run_id, recreate)
             for lap_id in find_cleaned_runs(survey, product, report.partition) if recreate else ():
                 space.ledger.look_again(lap_id)
@@ -212,7 +215,7 @@ def drop_partitions(
     with hold_leases(space, survey.collection, product, keys, run_id=run_id) as fences:
         session = Session(survey, space.repo, space.settings, run_id, lambda _, partition: fences[partition])
         for partition, reason in partitions:
-            report = drop_partition(session, product, partition, reason)
+            (report,) = examine_masters(space, product, [drop_partition(session, product, partition, reason)])
             record(space, survey, report, states, run_id)
             reports.append(report)
     return reports
@@ -249,6 +252,7 @@ def record(
     space.ledger.record_partition(
         survey.collection, *ref, new.state, inputs_sha256=new.inputs_sha256, content_sha256=new.content_sha256,
         config_sha256=new.config_sha256, attempts=new.attempts, reason=new.reason, unit_reports=units, run_id=run_id,
+        verdict=report.verdict,
     )  # fmt: skip
 
 

@@ -5,7 +5,7 @@ The command line, the Dagster definitions and the reports all begin with `Worksp
 """
 
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -18,8 +18,8 @@ from lap_assets.ledger.database import BUSY_SECONDS
 from lap_assets.ledger.ledger import Ledger
 from lap_assets.model.camera import load_camera
 from lap_assets.model.ids import JOIN, check_name
-from lap_assets.model.products import PRODUCTS
-from lap_assets.model.survey import Survey
+from lap_assets.model.products import MASTERS, PRODUCTS
+from lap_assets.model.survey import PartitionRef, Survey
 from lap_assets.pipeline.stages import STAGES
 from lap_assets.settings import (
     POSTGRES_VARIABLE,
@@ -137,7 +137,9 @@ class Workspace:
 
     def complete(self, survey: Survey) -> Survey:
         """A survey of the ledger with what only the repository knows: contents from outside, and the settings' say."""
-        return replace(survey, outside=self._read_outside(survey), diff_against=self.settings.diffs.against)
+        outside, kinds = self._read_outside(survey), self._read_kinds(survey)
+        facts = {"outside": outside, "kinds": kinds, "associations": keep_asked(survey, kinds)}
+        return replace(survey, diff_against=self.settings.diffs.against, **facts)
 
     def collections(self) -> tuple[str, ...]:
         """Open collections: those of the settings, then every other sequence there is."""
@@ -147,8 +149,7 @@ class Workspace:
     def _read_outside(self, survey: Survey) -> dict[str, str]:
         """Content hashes of the cameras and reference catalogues a survey uses; without those that are gone."""
         outside = {}
-        cameras = {one.camera for one in survey.exposures.values()} | {c.camera for c in survey.calibrations.values()}
-        for name in sorted(cameras):
+        for name in list_cameras(survey):
             with suppress(BadInput):
                 outside[f"camera/{name}"] = load_camera(name, self.repo.cameras).sha256
         for name in sorted(set(survey.reference_catalogs.values())):
@@ -156,6 +157,36 @@ class Workspace:
                 outside[f"refcat/{name}"] = describe_refcat(self.repo.layout, name)["version"]
         return outside
 
+    def _read_kinds(self, survey: Survey) -> dict[str, tuple[str, ...]]:
+        """Kinds of masters that the steps of each camera ask for; without cameras that are gone."""
+        kinds = {}
+        for name in list_cameras(survey):
+            with suppress(BadInput):
+                stages = load_camera(name, self.repo.cameras).stages
+                kinds[name] = tuple(kind for kind in MASTERS if kind in stages)
+        return kinds
+
     def configs(self) -> dict[str, str]:
         """For each product the hash of the settings and code number now in force."""
         return {name: f"{STAGES[name].config_sha256(self.settings)[:24]}.{PRODUCTS[name].code}" for name in PRODUCTS}
+
+
+def list_cameras(survey: Survey) -> list[str]:
+    """Names of the cameras of the exposures and calibration sets of a survey, sorted."""
+    return sorted({one.camera for one in (*survey.exposures.values(), *survey.calibrations.values())})
+
+
+def keep_asked(survey: Survey, kinds: Mapping[str, tuple[str, ...]]) -> Mapping[str, tuple[PartitionRef, ...]]:
+    """The associations of a survey, without masters that the steps of an exposure's camera do not ask for."""
+    unasked = {
+        camera: frozenset(product for kind, product in MASTERS.items() if kind not in asked)
+        for camera, asked in kinds.items()
+        if any(one.camera == camera and one.kind not in asked for one in survey.calibrations.values())
+    }
+    if not unasked:
+        return survey.associations
+    none: frozenset[str] = frozenset()
+    left_out = {name: unasked.get(survey.exposures[name].camera, none) for name in survey.associations}
+    return {
+        name: tuple(ref for ref in refs if ref[0] not in left_out[name]) for name, refs in survey.associations.items()
+    }

@@ -19,6 +19,7 @@ from typing import Any
 from lap_assets.errors import Cleaned, Conflict, IntegrityError, LapError, NoWork, UnprocessableData
 from lap_assets.model.ids import DataId
 from lap_assets.model.products import get_product, home_of
+from lap_assets.model.quality import Verdict
 from lap_assets.model.states import CLEANED, DONE, DROPPED, FAILED, NO_WORK, RESULTS, UNPROCESSABLE
 from lap_assets.model.survey import PartitionRef, Survey
 from lap_assets.pipeline.compute import discard_executor, get_executor
@@ -53,6 +54,7 @@ class PartitionReport:
     units: tuple[UnitReport, ...]
     seconds: float = 0.0
     reason: str = ""
+    verdict: Verdict | None = None  # on a master calibration
 
     @property
     def content(self) -> str:

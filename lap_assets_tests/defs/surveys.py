@@ -4,6 +4,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+from lap_assets.model.camera import CAMERAS_DIR
 from lap_assets.model.survey import CalibrationSet, ChipFile, Exposure
 from lap_assets.operations.ingest import ingest_frames, ingest_refcat
 from lap_assets.operations.workspace import Workspace
@@ -52,6 +53,23 @@ def create_survey(root: Path) -> Workspace:
     )
     space.ledger.define_runs("main", "rings.v3")
     return space
+
+
+def ask_for_all_masters(space: Workspace) -> None:
+    """Let the camera of a made-up survey need masters of all kinds, and give it frames of each."""
+    space.repo.cameras.mkdir(exist_ok=True)
+    text = (CAMERAS_DIR / "simtiny.yaml").read_text()
+    assert ", flat, defects" in text
+    (space.repo.cameras / "simtiny.yaml").write_text(
+        text.replace(", flat, defects", ", dark, flat, sky, fringe, defects")
+    )
+    known = {one.kind: one for one in make_calibrations()}
+    others = (("dark", "bias", ("all",)), ("sky", "flat", BANDS), ("fringe", "flat", BANDS))
+    space.ledger.add_calibrations(
+        replace(known[like], key=f"simtiny|{kind}|{band}|2024-03-01", kind=kind, band=band, valid_from="2024-03-01")
+        for kind, like, bands in others
+        for band in bands
+    )
 
 
 def simulate_small(folder: Path, seed: int = 3) -> Path:

@@ -10,11 +10,12 @@ from lap_assets.definitions import build_defs
 from lap_assets.defs import status
 from lap_assets.errors import BadInput
 from lap_assets.model.decisions import MODES
-from lap_assets.model.products import CALIBRATION_COLLECTION, CALIBRATIONS, PRODUCTS, get_product
-from lap_assets_tests.defs.surveys import BANDS, create_survey
+from lap_assets.model.products import CALIBRATION_COLLECTION, CALIBRATIONS, MASTERS, PRODUCTS, get_product
+from lap_assets_tests.defs.surveys import BANDS, ask_for_all_masters, create_survey
 
 PAIRS = [pytest.param(p.name, one, id=f"{p.name}<-{one}") for p in PRODUCTS.values() for one in p.inputs]
 CHECKS = {"units_done": False, "files_on_disk": True}
+MASTER_CHECKS = CHECKS | {"master_comparison": True}
 
 
 def find_key(product: str) -> dg.AssetKey:
@@ -24,8 +25,10 @@ def find_key(product: str) -> dg.AssetKey:
 
 @pytest.fixture(scope="module")
 def survey(tmp_path_factory):
-    """The survey of a synthetic ledger."""
-    return create_survey(tmp_path_factory.mktemp("defs") / "repository")
+    """The survey of a synthetic ledger, with masters of all kinds."""
+    space = create_survey(tmp_path_factory.mktemp("defs") / "repository")
+    ask_for_all_masters(space)
+    return space
 
 
 @pytest.fixture(scope="module")
@@ -141,16 +144,19 @@ def test_product_table_names_every_input_the_survey_uses(survey):
 
 
 def test_every_asset_has_its_checks_policy_and_code_version(survey, graph):
-    """A backfill policy (else one run per partition), checks per partition, and only `files_on_disk` blocks."""
+    """A backfill policy (else one run per partition), checks per partition; masters stop what follows by one of theirs.
+
+    PHX-02: what is not certified is used by nothing.
+    """
     for name in PRODUCTS:
         node = graph.get(find_key(name))
         assert node.backfill_policy is not None
         assert node.code_version == survey.configs()[name]
-        for check, blocking in CHECKS.items():
+        for check, blocking in (MASTER_CHECKS if name in MASTERS.values() else CHECKS).items():
             spec = graph.get_check_spec(dg.AssetCheckKey(find_key(name), check))
             assert spec.blocking is blocking
             assert spec.partitions_def == node.partitions_def
-    assert len(graph.asset_check_keys) == len(CHECKS) * len(PRODUCTS)
+    assert len(graph.asset_check_keys) == len(CHECKS) * len(PRODUCTS) + len(MASTERS)
 
 
 def test_no_asset_hands_anything_to_the_io_manager(survey):
@@ -167,7 +173,7 @@ def test_collections_have_their_own_assets_and_share_the_masters(tmp_path):
     space = create_survey(tmp_path / "repository")
     (space.root / "lap.yaml").write_text("collections: [main, rerun.2]\n")
     graph = build_defs(space.root).resolve_asset_graph()
-    outside = {find_key(name) for name in ("master_biases", "master_flats")}
+    outside = {find_key(name) for name in MASTERS.values()}
     inside = {dg.AssetKey([c, name]) for c in ("main", "rerun.2") for name in (*PRODUCTS, status.NAME)} - {
         dg.AssetKey([c, key.path[-1]]) for c in ("main", "rerun.2") for key in outside
     }

@@ -3,8 +3,16 @@
 import dagster as dg
 import pytest
 
-from lap_assets.defs.reports import BLOCKING, describe_runs, evaluate_checks, write_metadata
+from lap_assets.defs.reports import (
+    BLOCKING,
+    COMPARISON,
+    describe_runs,
+    evaluate_checks,
+    list_checks,
+    write_metadata,
+)
 from lap_assets.model.ids import DataId
+from lap_assets.model.quality import QualityRow, Verdict
 from lap_assets.model.survey import Member, Run, Survey
 from lap_assets.pipeline.engine import PartitionReport
 from lap_assets.pipeline.task import UnitReport
@@ -64,3 +72,17 @@ def test_what_came_back_otherwise_than_it_was_says_so(tmp_path):
     unit = UnitReport(DataId("main", "chips", "e1", "c0"), "done", "cd", difference="numpy 2.1 instead of 2.0")
     metadata = write_metadata(Repo(tmp_path), PartitionReport("chips", "e1", "done", (unit,)))
     assert metadata["difference"].value == "c0: numpy 2.1 instead of 2.0"
+
+
+@pytest.mark.parametrize("state", ["certified", "built", "rejected"])
+def test_a_master_that_is_not_certified_fails_a_check_that_stops_what_follows(tmp_path, state):
+    """PHX-02: with the numbers of its comparison; other products have no such check."""
+    numbers = (QualityRow("fraction_beyond_6sigma", 0.03, unit="c0"), QualityRow("previous_master", text="a|b|c|d"))
+    verdict = Verdict(state, "" if state == "certified" else "3 % > 1 %", "h", numbers)
+    report = PartitionReport("master_flats", "cam|flat|r|2026-01-01", "done", (), verdict=verdict)
+    told = {one.check_name: one for one in evaluate_checks(dg.AssetKey(["calib"]), Repo(tmp_path), report)}
+    check = told[COMPARISON]
+    assert (check.passed, check.blocking, check.severity) == (state == "certified", True, dg.AssetCheckSeverity.ERROR)
+    rows = [record.data for record in check.metadata["numbers"].records]
+    assert rows[0] == {"chip": "c0", "what": "fraction_beyond_6sigma", "value": "0.03"}
+    assert set(told) == set(list_checks("master_flats")) and COMPARISON not in list_checks("chips")

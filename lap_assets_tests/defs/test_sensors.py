@@ -21,7 +21,9 @@ from lap_assets.defs.reaper import reap_runs, renew_waiting, settle_failed
 from lap_assets.defs.run import open_instance
 from lap_assets.errors import Conflict
 from lap_assets.lap.inputs import hash_inputs
+from lap_assets.model.associations import CERTIFIED
 from lap_assets.model.products import PRODUCTS
+from lap_assets.model.quality import Verdict
 from lap_assets.operations import drive
 from lap_assets.operations.launches import CLAIM_SECONDS, LOST, keep_alive, name_owner, read_claims, take_claims
 from lap_assets.operations.webserver import note_webserver
@@ -110,14 +112,15 @@ def platform(defined, tmp_path, monkeypatch) -> Iterator[Platform]:
 
 
 def make_masters(space: Workspace) -> None:
-    """Masters that count as made, so that chips of all runs are next."""
+    """Masters that count as made and certified, so that chips of all runs are next."""
     survey, configs = drive.take_snapshot(space, "main").survey, space.configs()
     for product in ("master_biases", "master_flats"):
         for key in survey.partitions(product):
             inputs = hash_inputs(survey, space.ledger.partition_states("main"), (product, key))
             space.ledger.record_partition(
-                "main", product, key, "done", inputs_sha256=inputs, content_sha256=key, config_sha256=configs[product]
-            )
+                "main", product, key, "done", inputs_sha256=inputs, content_sha256=key,
+                config_sha256=configs[product], verdict=Verdict(CERTIFIED, judged=key),
+            )  # fmt: skip
 
 
 def request_apart(platform: Platform) -> list[dg.RunRequest]:

@@ -6,9 +6,11 @@ from dataclasses import replace
 from lap_assets.lap.decide import decide
 from lap_assets.lap.inputs import hash_inputs
 from lap_assets.lap.judge import MAX_ATTEMPTS
+from lap_assets.ledger.survey import associate, split_sets
 from lap_assets.model import decisions as words
+from lap_assets.model.associations import BUILT, CERTIFIED
 from lap_assets.model.decisions import Action, Decision, QueueEntry, Snapshot, Step
-from lap_assets.model.products import PRODUCTS
+from lap_assets.model.products import MASTERS, PRODUCTS
 from lap_assets.model.states import CLEANED, DONE, DROPPED, FAILED, NO_WORK, RESULTS, PartitionState
 from lap_assets.model.survey import CalibrationSet, Exposure, Member, PartitionRef, Run, Survey
 
@@ -57,6 +59,11 @@ class World:
     ----------
     outcome : callable
         State a partition ends with when it is made; default: always done.
+
+    Attributes
+    ----------
+    held : dict of calibration key to str
+        Masters that the rule does not certify, and why.
     """
 
     def __init__(
@@ -67,6 +74,7 @@ class World:
         self.made: list[Action] = []
         self.steps: list[Step] = []
         self.version = 0
+        self.held: dict[str, str] = {}
 
     @property
     def survey(self) -> Survey:
@@ -116,7 +124,18 @@ class World:
             ref = (action.product, action.partition)
             self.made.append(action)
             states[ref] = self.end(action, states, outcome or self.outcome)
+            if ref[0] in MASTERS.values() and states[ref].state in RESULTS:
+                reason = self.held.get(ref[1], "" if states[ref].state == DONE else states[ref].reason)
+                self.judge(ref[1], BUILT if reason else CERTIFIED, reason)
         self.change(states=states)
+
+    def judge(self, key: str, state: str, reason: str = "") -> None:
+        """Give a calibration set a state; a rejected one is used by nothing."""
+        one = replace(self.survey.calibrations[key], state=state, reason=reason)
+        rest = {name: each for name, each in self.survey.calibrations.items() if name != key}
+        usable, withdrawn = split_sets(dict(sorted((rest | dict(self.survey.withdrawn) | {key: one}).items())))
+        chosen = associate(self.survey.exposures.values(), usable)
+        self.change(survey=replace(self.survey, calibrations=usable, withdrawn=withdrawn, associations=chosen))
 
     def end(self, action: Action, states: dict, outcome: Callable[[PartitionRef], str]) -> PartitionState:
         ref = (action.product, action.partition)

@@ -29,6 +29,7 @@ class Report:
     reason: str = ""
     seconds: float = 1.5
     bytes: int = 1000
+    metrics: dict = field(default_factory=dict)
 
 
 @dataclass

@@ -14,11 +14,13 @@ from lap_assets.ledger.ledger import Ledger
 from lap_assets.ledger.migrations import configure, upgrade
 from lap_assets.ledger.tables import metadata
 from lap_assets.model.survey import hash_files
-from lap_assets_tests.ledger.conftest import LOCAL, finish_runs, make_exposure
+from lap_assets_tests.ledger.conftest import LOCAL, finish_runs, make_calibration, make_exposure
 
 CELLS = {"kind": "rings", "name": "rings.v3"}
+FLAT = make_calibration("flat", "r")
 ONE = make_exposure(1, ra=2.0, dec=2.0)  # on the edge of two cells of RINGS.V3
-TABLES = ("exposure", "chip_file", "tessellation", "lap_sequence", "lap_run", "lap_exp", "partition", "unit")
+SETS = ("calibration_set", "calibration_frame")
+TABLES = (*SETS, "exposure", "chip_file", "tessellation", "lap_sequence", "lap_run", "lap_exp", "partition", "unit")
 
 
 @pytest.fixture
@@ -66,6 +68,15 @@ def fill(connection) -> None:
         "collection": "main", "product": "chips", "partition": ONE.id, "unit": "c0", "state": "done",
         "content_sha256": "u", "bytes": 5, "reason": "", "seconds": 1.0, "run_id": "r", "updated": 1.0,
     })  # fmt: skip
+    insert(connection, "calibration_set", {
+        "key": FLAT.key, "camera": "cam", "kind": "flat", "band": "r", "valid_from": FLAT.valid_from,
+        "valid_to": "2026-03-01", "state": "certified",
+    })  # fmt: skip
+    for frame in FLAT.frames:
+        insert(connection, "calibration_frame", {
+            "calibration": FLAT.key, "path": frame.path, "chip": frame.chip, "hdu": frame.hdu,
+            "footprint": json.dumps(frame.footprint), "sha256": frame.sha256,
+        })  # fmt: skip
     for name, value in (("lap_id", 3), ("seq_id", 1), ("tess_id", 2)):
         insert(connection, "counter", {"name": name, "value": value})
 
@@ -135,3 +146,21 @@ def test_the_way_back_keeps_the_rows_too(old):
         upgrade(connection)
         assert compare_metadata(MigrationContext.configure(connection), metadata) == []
     database.close()
+
+
+def test_calibration_sets_keep_their_frames_and_take_new_kinds(old):
+    """A set made anew with other checks loses neither frames nor verdict; frames still go with their set (LV-11)."""
+    ledger = Ledger.create(old)
+    kept = ledger.calibrations([FLAT.key])[FLAT.key]
+    assert (kept.state, kept.valid_to, kept.reason, kept.temperature_c) == ("certified", "2026-03-01", "", None)
+    assert [frame.path for frame in kept.frames] == [frame.path for frame in FLAT.frames]
+    assert ledger.add_calibrations([make_calibration("fringe", "r")]).added == 1
+    for change in ("kind = 'twilight'", "state = 'good'", "valid_to = '2020-01-01'"):
+        with pytest.raises(Conflict), ledger._database.writing() as connection:
+            connection.execute(sa.text(f"UPDATE calibration_set SET {change}"))
+    with pytest.raises(Conflict), ledger._database.writing() as connection:
+        connection.execute(sa.text("UPDATE calibration_frame SET calibration = 'nobody'"))
+    with ledger._database.writing() as connection:
+        connection.execute(sa.text("DELETE FROM calibration_set WHERE kind = 'flat'"))
+    assert ledger.count_frames() == {"cam|fringe|r|2026-01-01": 2}
+    ledger.close()

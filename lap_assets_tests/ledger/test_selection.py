@@ -97,9 +97,7 @@ def sky(ledger):
 def test_one_new_run_with_its_members(sky, place):
     """Of one cell, one band, mode 3PI, inside the cone; nothing is queued (LAP-10, LAP-11, LAP-13)."""
     cone = Cone(0.5, 1.0, 2.0)
-    run = sky.define_run(
-        "main", "rings.v3", "rings.v3.1322", "r", region=cone, label="l", dist_group="dr1", priority=3
-    )
+    run = sky.define_run("main", "rings.v3", "rings.v3.1322", "r", region=cone, label="l", dist_group="dr1", priority=3)
     assert sky.runs() == [run]
     assert (run.lap_id, run.state, run.label, run.dist_group, run.priority) == (1, "new", "l", "dr1", 3)
     expected = find_slowly(["r"], ["rings.v3.1322"], "3PI", cone)["rings.v3.1322", "r"]

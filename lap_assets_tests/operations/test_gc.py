@@ -24,6 +24,8 @@ from lap_assets.operations.gc import collect_garbage
 from lap_assets.operations.workspace import Workspace
 from lap_assets_tests.store.samples import make_stack, publish
 
+pytestmark = pytest.mark.slow
+
 CHIPS = dg.AssetKey(["main", "chips"])
 KEYS = ("cam-1", "cam-2", "cam-3")
 CHECK = "files_on_disk"

@@ -22,6 +22,8 @@ from lap_assets.operations.plan import SkycellGrid, make_plan, show_plan
 from lap_assets.operations.workspace import Workspace
 from lap_assets_tests.defs.surveys import ingest_small, square
 
+pytestmark = pytest.mark.slow
+
 LOCAL = {
     "kind": "local", "name": "demo", "ra_deg": 0.01, "dec_deg": 88.0, "pixel_scale_arcsec": 0.4, "skycell_px": 300,
     "grid": [5, 4], "overlap_px": 20,

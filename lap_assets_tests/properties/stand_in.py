@@ -14,9 +14,11 @@ from itertools import groupby
 from pathlib import Path
 
 from lap_assets.ledger.ledger import Ledger
+from lap_assets.model.associations import BUILT, CERTIFIED
 from lap_assets.model.decisions import DROP, MAKE, RECREATE, Action
 from lap_assets.model.ids import DataId
-from lap_assets.model.products import home_of
+from lap_assets.model.products import MASTERS, home_of
+from lap_assets.model.quality import Verdict
 from lap_assets.model.states import CLEANED, DONE, DROPPED, ENDED, FAILED, GONE, NO_WORK, PartitionState
 from lap_assets.model.survey import ChipFile, Exposure, PartitionRef, Survey
 from lap_assets.operations.work import LEASE_SECONDS, record
@@ -277,4 +279,8 @@ class StandIn:
         data_id = DataId(home_of(batch.collection, ref[0]), *ref)
         content = hash_text(ref, made.recipe) if made.state == DONE else ""
         unit = UnitReport(data_id, state, content, recipe=made.recipe, bytes=100)
-        return PartitionReport(*ref, state, (unit,), reason="" if made.state == DONE else f"it is {made.state}")
+        reason = "" if made.state == DONE else f"it is {made.state}"
+        report = PartitionReport(*ref, state, (unit,), reason=reason)
+        if ref[0] not in MASTERS.values():
+            return report
+        return replace(report, verdict=Verdict(CERTIFIED if made.state == DONE else BUILT, reason, report.content))

@@ -10,7 +10,7 @@ import dagster as dg
 
 from lap_assets.defs.jobs import sanitize_name
 from lap_assets.defs.partitions import Partitions
-from lap_assets.defs.reports import BLOCKING, CHECKS
+from lap_assets.defs.reports import STOPPING, list_checks
 from lap_assets.model.products import get_product, home_of
 from lap_assets.model.survey import Survey
 from lap_assets.pipeline.stages import STAGES
@@ -64,9 +64,9 @@ class Stages:
             warnings.simplefilter("ignore", dg.PreviewWarning)
             checks = [
                 dg.AssetCheckSpec(
-                    name, asset=key, description=text, blocking=name == BLOCKING, partitions_def=partitions
+                    name, asset=key, description=text, blocking=name in STOPPING, partitions_def=partitions
                 )
-                for name, text in CHECKS.items()
+                for name, text in list_checks(product.name).items()
             ]
         return dg.multi_asset(
             name=f"{sanitize_name(collection)}__{product.name}",
