@@ -7,14 +7,12 @@ is published is the mesh. Sky subtraction that preserves extended haloes does no
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.interpolate import RectBivariateSpline
 from scipy.ndimage import generic_filter, median_filter
 
 from lap_assets.errors import UnprocessableData
+from lap_assets.science.sky_cells import clip_cells, spline_matrix
 
 _MIN_FRACTION = 0.2  # of a cell's pixels that must be usable
-_CLIP_SIGMA, _CLIP_ROUNDS = 3.0, 8
-_SAMPLE = 16384  # pixels of a cell looked at: its mean is then known to 1 % of the sky noise
 
 
 @dataclass(frozen=True)
@@ -57,14 +55,7 @@ def measure_background(sci: np.ndarray, usable: np.ndarray, mesh_px: int = 128, 
     """
     ny, nx = sci.shape
     rows, columns = _cell_edges(ny, mesh_px), _cell_edges(nx, mesh_px)
-    mesh = np.full((len(rows) - 1, len(columns) - 1), np.nan)
-    rms = np.full(mesh.shape, np.nan)
-    for j in range(mesh.shape[0]):
-        for i in range(mesh.shape[1]):
-            cell = (slice(rows[j], rows[j + 1]), slice(columns[i], columns[i + 1]))
-            good = usable[cell]
-            if good.mean() >= _MIN_FRACTION:
-                mesh[j, i], rms[j, i] = _clip_sky(sci[cell][good])
+    mesh, rms = clip_cells(sci, usable, rows, columns, _MIN_FRACTION)
     if not np.isfinite(mesh).any():
         raise UnprocessableData("no part of the image is free enough of masks and sources to measure the sky")
     mesh, rms = _fill_cells(mesh), _fill_cells(rms)
@@ -91,8 +82,9 @@ def evaluate_background(mesh: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
     mesh, y = _extend(mesh, y)
     transposed, x = _extend(mesh.T, x)
     mesh = transposed.T
-    spline = RectBivariateSpline(y, x, mesh, kx=min(3, len(y) - 1), ky=min(3, len(x) - 1), s=0)
-    return spline(np.arange(ny), np.arange(nx)).astype(np.float32)
+    middle = mesh.mean()
+    rows, columns = spline_matrix(y, ny), spline_matrix(x, nx)
+    return rows @ (mesh - middle).astype(np.float32) @ columns.T + np.float32(middle)
 
 
 def _cell_edges(n: int, mesh_px: int) -> np.ndarray:
@@ -113,22 +105,6 @@ def _extend(mesh: np.ndarray, positions: np.ndarray) -> tuple[np.ndarray, np.nda
     first, last = 2 * mesh[0] - mesh[1], 2 * mesh[-1] - mesh[-2]
     ends = 2 * positions[0] - positions[1], 2 * positions[-1] - positions[-2]
     return np.vstack([first[None], mesh, last[None]]), np.concatenate([[ends[0]], positions, [ends[1]]])
-
-
-def _clip_sky(values: np.ndarray) -> tuple[float, float]:
-    values = np.sort(values[:: max(1, values.size // _SAMPLE)].astype(np.float64))
-    spread = values.std()
-    for _ in range(_CLIP_ROUNDS):
-        centre = values[values.size // 2]
-        spread = values.std()
-        low, high = np.searchsorted(values, [centre - _CLIP_SIGMA * spread, centre + _CLIP_SIGMA * spread])
-        if high - low in (values.size, 0):
-            break
-        values = values[low:high]
-    mean, median = values.mean(), values[values.size // 2]
-    # few tails left: the mean is the better estimate; otherwise the mode is
-    crowded = abs(mean - median) > 0.3 * spread
-    return float(2.5 * median - 1.5 * mean if crowded else mean), float(spread)
 
 
 def _filter_cells(mesh: np.ndarray, cells: int) -> np.ndarray:

@@ -70,3 +70,22 @@ def test_deterministic_and_the_input_is_untouched():
     assert np.array_equal(find(image), find(image))
     assert np.array_equal(image, before)
     assert flag_cosmic_rays(np.zeros((1, 1), np.int16), np.ones((1, 1), bool))[0, 0] == int(Mask.COSMIC_RAY)
+
+
+def test_noise_alone_is_no_cosmic_ray():
+    """LV-11: a million pixels of sky; without the judgement of whole groups some of its peaks are flagged."""
+    rng = np.random.default_rng(7)
+    image = observe(rng, np.zeros((1024, 1024)), SKY, NOISE)
+    assert find(image).sum() == 0
+    assert find(image, min_snr=0.0).sum() > 10
+
+
+def test_lone_hits_are_kept_down_to_the_limit_set():
+    """LV-11: pixels of 12 sigma are hits at a limit of 6, and none of them at one of 20."""
+    rng = np.random.default_rng(8)
+    image = observe(rng, np.zeros((256, 256)), SKY, NOISE)
+    lone = np.zeros(image.shape, bool)
+    lone[10:250:20, 10:250:20] = True
+    image[lone] += 12.0 * np.sqrt(SKY + NOISE**2)
+    assert find(image)[lone].mean() > 0.95
+    assert find(image, min_snr=20.0)[lone].sum() == 0

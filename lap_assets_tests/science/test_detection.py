@@ -30,7 +30,7 @@ def field():
 def measure(field):
     image, var, mask, *_ = field
     sources, segments = detect_sources(image, var, mask, 4.0, 5, FWHM)
-    sources = recenter_sources(image, mask, sources, FWHM)
+    sources = recenter_sources(image, var, mask, sources, FWHM)
     return measure_sources(image, var, mask, sources, 1.5 * FWHM), segments
 
 
