@@ -4,90 +4,15 @@ import numpy as np
 import pandas as pd
 import pytest
 from astropy.io import fits
-from astropy.wcs import WCS
 
 from lap_assets.errors import UnprocessableData
-from lap_assets.science.astrometry import ChipStars, propagate_positions, solve_exposure
-from lap_assets.science.tan_sip import deproject_tan, grid_points
-
-N, SCALE = 512, 0.4 / 3600
-CRPIX = {"c0": (530.0, 530.0), "c1": (-15.0, 530.0), "c2": (530.0, -15.0), "c3": (-15.0, -15.0)}
-
-
-def nominal_header(chip, ra0, dec0):
-    header = fits.Header({"NAXIS": 2, "NAXIS1": N, "NAXIS2": N, "CTYPE1": "RA---TAN", "CTYPE2": "DEC--TAN"})
-    header.update({"CRVAL1": ra0, "CRVAL2": dec0, "CRPIX1": CRPIX[chip][0], "CRPIX2": CRPIX[chip][1]})
-    header.update({"CD1_1": -SCALE, "CD1_2": 0.0, "CD2_1": 0.0, "CD2_2": SCALE})
-    return header
-
-
-class Telescope:
-    """The true map of an exposure: chips misplaced and turned, cubic distortion, rotation, pointing error."""
-
-    def __init__(self, rng, ra0, dec0, offset_arcsec=(0.0, 0.0), rotation_deg=0.0, distortion=3e-3):
-        self.ra0, self.dec0, self.offset, self.k = ra0, dec0, np.array(offset_arcsec) / 3600, distortion
-        self.angle = np.radians(rotation_deg)
-        self.places = {chip: (rng.normal(0, 2.0, 2), np.radians(rng.normal(0, 0.03))) for chip in CRPIX}
-
-    def sky(self, chip, x, y):
-        (dx, dy), turn = self.places[chip]
-        u, v = x - N / 2, y - N / 2
-        px = N / 2 + u * np.cos(turn) - v * np.sin(turn) + dx - (CRPIX[chip][0] - 1)
-        py = N / 2 + u * np.sin(turn) + v * np.cos(turn) + dy - (CRPIX[chip][1] - 1)
-        p, q = -px * SCALE, py * SCALE
-        r2 = (p**2 + q**2) / 0.08**2
-        p, q = p * (1 + self.k * r2) + 0.02 * self.k * p * q, q * (1 + self.k * r2)
-        c, s = np.cos(self.angle), np.sin(self.angle)
-        return deproject_tan(c * p - s * q + self.offset[0], s * p + c * q + self.offset[1], self.ra0, self.dec0)
-
-
-def observe(rng, telescope, per_chip, ref_err_mas=20.0, galaxies=40):
-    """Star tables of the chips and a reference catalogue with 10 % missing, 50 extra rows and scattered positions."""
-    chips, rows = {}, []
-    for chip in CRPIX:
-        x, y = rng.uniform(4, N - 5, (2, per_chip))
-        err = 10 ** rng.uniform(-2.3, -1.2, per_chip)
-        sky = np.array(telescope.sky(chip, x, y))
-        rows.append(sky[:, rng.random(per_chip) < 0.9])
-        fake = rng.uniform(4, N - 5, (2, galaxies))
-        chips[chip] = ChipStars(
-            np.concatenate([x + rng.normal(0, err), fake[0]]),
-            np.concatenate([y + rng.normal(0, err), fake[1]]),
-            np.concatenate([err, np.full(galaxies, 0.05)]),
-            np.concatenate([1.0 / err, rng.uniform(5, 50, galaxies)]),
-            nominal_header(chip, telescope.ra0, telescope.dec0),
-            (N, N),
-        )
-    ra, dec = np.concatenate(rows, axis=1)
-    extra = rng.uniform(-0.08, 0.08, (2, 50))
-    ra = np.concatenate([ra, telescope.ra0 + extra[0] / np.cos(np.radians(telescope.dec0))])
-    dec = np.concatenate([dec, telescope.dec0 + extra[1]])
-    err = ref_err_mas / 3.6e6
-    catalog = pd.DataFrame(
-        {
-            "ra": (ra + rng.normal(0, err, len(ra)) / np.cos(np.radians(dec))) % 360,
-            "dec": dec + rng.normal(0, err, len(ra)), "pmra": 0.0, "pmdec": np.nan, "ref_epoch_yr": 2016.0,
-            "ra_err_mas": ref_err_mas, "dec_err_mas": ref_err_mas,
-        }
-    )  # fmt: skip
-    return chips, catalog
-
-
-def errors_mas(telescope, solutions):
-    """Rms per axis of solution minus truth over all chips, corners included."""
-    x, y = grid_points((N, N), 15)
-    pieces = []
-    for chip, one in solutions.items():
-        ra, dec = WCS(one.header).all_pix2world(x, y, 0)
-        true_ra, true_dec = telescope.sky(chip, x, y)
-        east = ((ra - true_ra + 180) % 360 - 180) * np.cos(np.radians(true_dec))
-        pieces.append(np.stack([east, dec - true_dec], axis=1) * 3.6e6)
-    return np.sqrt(np.mean(np.concatenate(pieces) ** 2, axis=0))
+from lap_assets.science.astrometry import ChipStars, solve_exposure
+from lap_assets_tests.science.telescopes import CRPIX, Telescope, errors_mas, observe
 
 
 @pytest.mark.parametrize(
     ("ra0", "dec0", "offset", "rotation"),
-    [(150.0, 2.0, (12.0, -9.0), 0.05), (0.01, -70.0, (-18.0, 15.0), -0.2), (210.0, 54.0, (0.0, 0.0), 0.0)],
+    [(150.0, 2.0, (12.0, -9.0), 0.05), (0.01, -70.0, (-85.0, 70.0), -1.9), (210.0, 54.0, (0.0, 0.0), 0.0)],
 )
 def test_truth_is_met_within_10_mas_per_axis_despite_20_mas_reference_scatter(ra0, dec0, offset, rotation):
     rng = np.random.default_rng(7)
@@ -95,7 +20,7 @@ def test_truth_is_met_within_10_mas_per_axis_despite_20_mas_reference_scatter(ra
     chips, catalog = observe(rng, telescope, per_chip=80)
     solutions = solve_exposure(chips, catalog, 2016.0, trusted=False)
     assert errors_mas(telescope, solutions).max() < 10.0
-    assert all(one.order == 3 and one.n_matched > 60 for one in solutions.values())
+    assert all(one.order >= 3 and one.n_matched > 60 for one in solutions.values())
     assert all(17.0 < value < 32.0 for one in solutions.values() for value in one.rms_mas)
 
 
@@ -148,16 +73,6 @@ def test_trusted_headers_with_three_stars_are_shifted_and_with_one_kept():
     assert errors_mas(telescope, kept)[0] == pytest.approx(150.0, abs=3.0)
 
 
-def test_proper_motion_is_applied_with_the_cosine_of_declination():
-    catalog = pd.DataFrame(
-        {"ra": [10.0, 20.0], "dec": [60.0, -30.0], "pmra": [100.0, np.nan], "pmdec": [-50.0, np.nan]}
-    ).assign(ref_epoch_yr=2016.0)
-    ra, dec = propagate_positions(catalog, 2026.0)
-    assert (ra[0] - 10.0) * 3.6e6 * np.cos(np.radians(60)) == pytest.approx(1000.0)
-    assert (dec[0] - 60.0) * 3.6e6 == pytest.approx(-500.0)
-    assert (ra[1], dec[1]) == (20.0, -30.0)
-
-
 def test_the_solution_does_not_depend_on_the_order_of_the_chips():
     rng = np.random.default_rng(12)
     telescope = Telescope(rng, 150.0, 2.0, (5.0, 5.0))
@@ -165,3 +80,115 @@ def test_the_solution_does_not_depend_on_the_order_of_the_chips():
     first = solve_exposure(chips, catalog, 2016.0, trusted=False)
     second = solve_exposure(dict(reversed(chips.items())), catalog, 2016.0, trusted=False)
     assert all(first[name].header.tostring() == second[name].header.tostring() for name in chips)
+
+
+def change_headers(chips, change):
+    """The chips with CD matrices changed: what a wrong camera file makes of them."""
+    changed = {}
+    for name, chip in chips.items():
+        header = chip.header.copy()
+        cd = change @ np.array([[header["CD1_1"], header["CD1_2"]], [header["CD2_1"], header["CD2_2"]]])
+        (header["CD1_1"], header["CD1_2"]), (header["CD2_1"], header["CD2_2"]) = cd
+        changed[name] = ChipStars(chip.x, chip.y, chip.xy_err, chip.flux, header, chip.shape)
+    return changed
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (np.eye(2) * 1.05, r"pixel scale of the headers is wrong by \+5"),
+        (np.eye(2) / 1.05, r"pixel scale of the headers is wrong by -5"),
+        (np.diag([-1.0, 1.0]), "mirrored"),
+        (np.diag([1.0, -1.0]), "mirrored"),
+    ],
+)
+def test_a_wrong_pixel_scale_and_a_flipped_parity_are_refused_by_name(change, reason):
+    """LV-11: what is wrong with the headers is said, not fitted."""
+    rng = np.random.default_rng(13)
+    telescope = Telescope(rng, 150.0, 2.0, (20.0, 10.0), 0.1)
+    chips, catalog = observe(rng, telescope, per_chip=80)
+    with pytest.raises(UnprocessableData, match=reason):
+        solve_exposure(change_headers(chips, change), catalog, 2016.0, trusted=False)
+
+
+def test_a_catalogue_without_stars_here_is_refused_with_the_place():
+    rng = np.random.default_rng(14)
+    telescope = Telescope(rng, 150.0, 2.0)
+    chips, catalog = observe(rng, telescope, per_chip=40)
+    with pytest.raises(UnprocessableData, match=r"no star around RA 150\.0\d+, DEC \+[12]\."):
+        solve_exposure(chips, catalog.iloc[:0], 2016.0, trusted=False)
+    with pytest.raises(UnprocessableData, match="no star around"):
+        solve_exposure(chips, catalog.assign(ra=np.nan), 2016.0, trusted=False)
+
+
+def test_rows_without_a_position_are_left_out_and_numbers_of_rows_stay_right():
+    rng = np.random.default_rng(15)
+    telescope = Telescope(rng, 150.0, 2.0, (5.0, 5.0))
+    chips, catalog = observe(rng, telescope, per_chip=60)
+    holes = pd.DataFrame({name: np.nan for name in catalog.columns}, index=range(40))
+    mixed = pd.concat([holes, catalog], ignore_index=True)
+    plain = solve_exposure(chips, catalog, 2016.0, trusted=False)
+    solved = solve_exposure(chips, mixed, 2016.0, trusted=False)
+    for name, one in solved.items():
+        assert np.array_equal(one.refs - 40, plain[name].refs)
+        assert one.header.tostring() == plain[name].header.tostring()
+
+
+def test_too_few_stars_for_the_order_lower_it_and_say_so():
+    rng = np.random.default_rng(16)
+    telescope = Telescope(rng, 150.0, 2.0, (5.0, 5.0), distortion=1e-3)
+    chips, catalog = observe(rng, telescope, per_chip=14, ref_err_mas=5.0, galaxies=5)
+    solutions = solve_exposure(chips, catalog, 2016.0, trusted=False, max_order=7)
+    assert all(one.note.startswith("too few stars for order 7") for one in solutions.values())
+    assert all(1 <= one.order < 7 for one in solutions.values())
+    plenty = solve_exposure(*observe(rng, telescope, per_chip=80), 2016.0, trusted=False, max_order=3)
+    assert all(one.note == "" for one in plenty.values())
+
+
+def test_a_chip_without_stars_lies_where_the_others_tell():
+    """Three chips of a regular mosaic say where the fourth, on which nothing matches, is: within 0.3 arcsec."""
+    rng = np.random.default_rng(17)
+    places = {chip: (np.zeros(2), 0.0) for chip in CRPIX}
+    telescope = Telescope(rng, 150.0, 2.0, (30.0, -20.0), 0.3, distortion=1e-3, places=places)
+    chips, catalog = observe(rng, telescope, per_chip=60)
+    keep = slice(0, 2)
+    empty = chips["c2"]
+    chips["c2"] = ChipStars(
+        empty.x[keep], empty.y[keep], empty.xy_err[keep], empty.flux[keep], empty.header, empty.shape
+    )
+    solutions = solve_exposure(chips, catalog, 2016.0, trusted=False)
+    assert solutions["c2"].order == 0
+    assert errors_mas(telescope, {"c2": solutions["c2"]}).max() < 300.0
+
+
+def test_an_exposure_that_jumped_is_refused_with_the_distance():
+    """Every star is there twice, 20 arcsec apart (told to two bins): no single pointing is right."""
+    rng = np.random.default_rng(18)
+    telescope = Telescope(rng, 150.0, 2.0)
+    chips, catalog = observe(rng, telescope, per_chip=60, galaxies=0)
+    doubled = {
+        name: ChipStars(
+            np.concatenate([chip.x, chip.x + 50.0]), np.concatenate([chip.y, chip.y]), np.tile(chip.xy_err, 2),
+            np.tile(chip.flux, 2), chip.header, chip.shape,
+        )
+        for name, chip in chips.items()
+    }  # fmt: skip
+    with pytest.raises(UnprocessableData, match=r"match the reference catalogue twice, (1[89]|2[0-2]) arcsec apart"):
+        solve_exposure(doubled, catalog, 2016.0, trusted=False)
+
+
+def test_a_tpv_header_is_a_starting_point_like_any_other():
+    """Chips whose headers came as TPV, with the distortion in them, are solved as well as those that came as TAN."""
+    rng = np.random.default_rng(19)
+    telescope = Telescope(rng, 150.0, 2.0, (10.0, 5.0), distortion=0.0)
+    chips, catalog = observe(rng, telescope, per_chip=80)
+    cards = {"CTYPE1": "RA---TPV", "CTYPE2": "DEC--TPV", "PV1_1": 1.0, "PV2_1": 1.0, "PV1_7": 0.3, "PV2_7": 0.3}
+    tpv = {
+        name: ChipStars(chip.x, chip.y, chip.xy_err, chip.flux, fits.Header(chip.header, copy=True), chip.shape)
+        for name, chip in chips.items()
+    }
+    for chip in tpv.values():
+        chip.header.update(cards)
+    solutions = solve_exposure(tpv, catalog, 2016.0, trusted=False)
+    assert {one.header["CTYPE1"][-3:] for one in solutions.values()} <= {"TAN", "SIP"}
+    assert errors_mas(telescope, solutions).max() < 10.0

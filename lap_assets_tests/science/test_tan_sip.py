@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lap_assets.errors import UnprocessableData
-from lap_assets.science.tan_sip import convert_header, deproject_tan, fit_tan_sip, grid_points, project_tan
+from lap_assets.science.tan_sip import convert_header, deproject_tan, fit_tan_sip, grid_points, project_tan, read_map
 
 SIP_CARDS = ("A_", "B_", "AP", "BP")
 
@@ -77,3 +77,25 @@ def test_decam_tpv_headers_convert_to_a_milliarcsecond(shared_data):
         ours = WCS(convert_header(header, shape)).all_pix2world(x, y, 0)
         offset = (np.array(ours) - theirs) * 3.6e6
         assert np.abs(offset).max() < 1.0
+
+
+def test_headers_are_read_as_astropy_reads_them():
+    """TAN and TAN-SIP by our own evaluation, TPV and a PC matrix through astropy: the same to 1e-6 mas."""
+    shape = (700, 1000)
+    x, y = grid_points(shape, 7)
+    plain = fits.Header({"NAXIS": 2, "CTYPE1": "RA---TAN", "CTYPE2": "DEC--TAN", "CRVAL1": 359.9, "CRVAL2": -45.0})
+    plain.update({"CRPIX1": 500.0, "CRPIX2": 1300.0, "CUNIT1": "degree", "CUNIT2": "degree"})
+    plain.update({"CD1_1": -1e-4, "CD1_2": 2e-6, "CD2_1": 3e-6, "CD2_2": 1.1e-4})
+    sip = plain.copy()
+    sip.update({"CTYPE1": "RA---TAN-SIP", "CTYPE2": "DEC--TAN-SIP", "A_ORDER": 3, "B_ORDER": 2})
+    sip.update({"A_2_0": 1e-5, "A_1_2": -2e-9, "B_0_2": 3e-6, "B_1_1": -1e-6})
+    tpv = plain.copy()
+    tpv.update({"CTYPE1": "RA---TPV", "CTYPE2": "DEC--TPV", "PV1_1": 1.001, "PV1_4": 0.02, "PV2_1": 0.999})
+    pc = plain.copy()
+    for i, j in ((1, 1), (1, 2), (2, 1), (2, 2)):
+        del pc[f"CD{i}_{j}"]
+    pc.update({"CDELT1": -1e-4, "CDELT2": 1e-4, "PC1_2": 0.1, "PC2_1": -0.1})
+    for header in (plain, sip, tpv, pc):
+        theirs = WCS(header).all_pix2world(x, y, 0)
+        ours = read_map(header)(x, y)
+        assert np.abs(np.array(ours) - theirs).max() * 3.6e6 < 1e-6
