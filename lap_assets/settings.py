@@ -7,7 +7,7 @@ re-makes what depends on it and nothing else. Nothing happens at import. Field n
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -26,6 +26,11 @@ class Section(BaseModel):
     """Base of all sections: immutable, unknown keys refused."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+    judging: ClassVar[frozenset[str]] = frozenset()  # fields that no bytes depend on
+
+    def dump_recipe(self) -> dict[str, Any]:
+        """The values that bytes depend on."""
+        return self.model_dump(mode="json", exclude=set(self.judging))
 
 
 class ComputeSettings(Section):
@@ -36,27 +41,60 @@ class ComputeSettings(Section):
 
 
 class CalibrationSettings(Section):
-    """Master biases and flats."""
+    """How master biases, darks, flats, sky frames and fringe patterns are built."""
 
-    min_frames: int = 3
-    clip_sigma: float = 5.0
-    overscan_smooth_rows: int = 15
+    min_frames: int = Field(3, ge=2)
+    clip_sigma: float = Field(5.0, gt=0)
+    overscan_mode: Literal["row", "median", "spline"] = "row"
+    overscan_smooth_rows: int = Field(15, ge=1)  # of mode row
+    overscan_knot_rows: int = Field(256, ge=8)  # of mode spline
     hot_pixel_sigma: float = 12.0
     dead_pixel_tolerance: float = 0.2  # relative to the response around
     dead_pixel_sigma: float = 10.0
+    max_saturated_fraction: float = 0.05  # of a frame's sampled pixels; flats above it are left out
+    # of object frames, for sky frames and fringe patterns
+    source_sigma: float = Field(3.0, gt=0)
+    source_grow_px: float = Field(12.0, ge=0)
+    reference_frames: int = Field(3, ge=1)  # that tell how bright the sky of the chips is relative to each other
+    sky_mesh_px: int = Field(256, ge=0)  # illumination varies on scales above this; 0: nothing is smoothed
+    fringe_mesh_px: int = Field(512, ge=64)  # the sky is smooth on scales above this
+    fringe_min_correlation: float = 0.3  # of the patterns of two halves of the frames
+    # who says that a master may be used (PHX-02), and what may change from one to the next before somebody has to look
+    certify: Literal["rule", "hand"] = "rule"
+    max_fraction_beyond: float = 0.01  # of the pixels beyond 6 sigma
+    max_new_defects: float = 0.002  # of the pixels
+    # relative (flat, sky), ADU (bias), electrons per second (dark), amplitudes (fringe); a kind left out: no limit
+    stability: dict[str, float] = {"bias": 0.5, "dark": 0.01, "flat": 0.005, "sky": 0.01, "fringe": 0.3}  # of a pixel
+    max_level_change: dict[str, float] = {"bias": 5.0, "dark": 0.02, "flat": 0.05, "sky": 0.05, "fringe": 0.3}
+
+    judging: ClassVar[frozenset[str]] = frozenset(
+        {"certify", "max_fraction_beyond", "max_new_defects", "stability", "max_level_change"}
+    )
 
 
 class ChipSettings(Section):
     """From raw frame to calibrated chip."""
 
     skip_steps: tuple[str, ...] = ()  # steps of the camera to leave out
-    overscan_smooth_rows: int = 15
+    overscan_mode: Literal["row", "median", "spline"] = "row"
+    overscan_smooth_rows: int = Field(15, ge=1)  # of mode row
+    overscan_knot_rows: int = Field(256, ge=8)  # of mode spline
     saturation_trail_ratio: float = 1.5
-    saturation_grow_px: int = 1
+    saturation_grow_px: int = Field(1, ge=0)
+    match_amplifiers: bool = False  # remove what is left of the step in the sky between the amplifiers of a chip
+    brighter_fatter_tolerance_e: float = Field(0.5, gt=0)
+    brighter_fatter_iterations: int = Field(10, ge=1)  # at most
+    fringe_min_snr: float = 3.0  # of the fitted amplitude, else nothing is subtracted
     cosmic_ray_sigma: float = 4.5
-    cosmic_ray_fraction: float = 0.2  # of cosmic_ray_sigma, for pixels beside a hit
+    cosmic_ray_fraction: float = 0.15  # of cosmic_ray_sigma, for pixels beside a hit
     cosmic_ray_contrast: float = 3.0
     cosmic_ray_iterations: int = 4
+    cosmic_ray_min_snr: float = 6.0  # of the charge of a whole hit
+    trail_snr: float = 10.0
+    trail_min_length_px: float = 300.0
+    trail_min_evenness: float = Field(0.3, gt=0, le=1)  # parts of a trail are as bright as their median, to this factor
+    trail_bin_px: int = Field(4, ge=1)
+    trail_margin_px: float = 3.0  # added on both sides of a trail when it is masked
     min_good_fraction: float = 0.05  # of the pixels, else the chip is unprocessable
 
 
@@ -70,21 +108,54 @@ class SolutionSettings(Section):
     total_aperture_fwhm: float = 4.0  # radius to which it is corrected
     psf_stamp_px: int = 25
     psf_degree: int = 2
-    psf_max_stars: int = 120
-    pointing_radius_arcsec: float = 40.0
+    psf_max_stars: int = 250
+    pointing_radius_arcsec: float = 120.0
+    pointing_rotation_deg: float = 2.0  # of the focal plane against the headers
     match_radius_arcsec: float = 1.0
-    distortion_order: int = 3
+    distortion_order: int = Field(7, ge=1)  # at most: stars held out choose, and few stars lower it
     reference_mag_min: float = 14.0
     zero_point_min_stars: int = 3
+    max_trail_ellipticity: float = 0.4  # that the bright sources of a chip may share; above it the exposure is trailed
+    focal_plane_sky_order: int = Field(3, ge=0)  # of the sky that leaves haloes as wide as a chip alone
+
+
+class QualitySettings(Section):
+    """What is good enough: cuts on chips, the reference conditions of t_eff, and the choice among a run's exposures.
+
+    The largest FWHM and ellipticity are those LoVoCCS uses; of the band in which it measures shapes it asks 1.15 arcsec
+    and 0.13 (`max_fwhm_arcsec_by_band: {r: 1.15}`). None: no cut.
+    """
+
+    max_fwhm_arcsec: float | None = 1.68
+    max_ellipticity: float | None = 0.33
+    max_fwhm_arcsec_by_band: dict[str, float] = {}
+    max_ellipticity_by_band: dict[str, float] = {}
+    max_astrometry_rms_mas: float | None = None
+    reference_fwhm_arcsec: float = 0.9
+    reference_sky_e_s: dict[str, float] = {}  # by band, per pixel: without it t_eff is not known
+    reference_zero_point_mag: dict[str, float] = {}  # by band: magnitude of 1 electron per second under a clear sky
+    # among the exposures of a run, by reference stars matched (see science/quality.py)
+    max_distance_deg: float | None = None  # of a chip's middle from that of the cell
+    visit_sigma: float = 2.0
+    visit_fraction: float = 0.7
+    chip_sigma: float = 3.0
+    chip_fraction: float = 0.5
+    min_good_chips: int = Field(1, ge=1)
 
 
 class JointSolutionSettings(Section):
-    """Relative zero points of the exposures of a run."""
+    """Relative zero points of the exposures of a run, and what they share over the focal plane."""
 
     match_radius_arcsec: float = 0.7
     min_snr: float = 30.0
     min_stars: int = 5
     clip_sigma: float = 4.0
+    # (order of each exposure's own polynomial, of the shared one), tried in turn; stars held out choose
+    focal_plane_orders: tuple[tuple[int, int], ...] = ((0, 0), (1, 0), (1, 3), (2, 4))
+    colour_term: bool = False  # fit one for all exposures, against the reference catalogue
+    reference_err_mag: float = 0.02  # scatter of reference magnitudes
+    astrometry: bool = True  # one geometry for all exposures; False: each keeps its own solution
+    distortion_order: int = Field(5, ge=1)
 
 
 class WarpSettings(Section):
@@ -94,6 +165,8 @@ class WarpSettings(Section):
     grid_tolerance_px: float = 5e-4
     max_bad_weight: float = 0.1  # kernel weight of masked pixels above which an output pixel is masked
     footprint_margin_arcsec: float = 60.0  # planning trusts footprints this far; the solved WCS decides
+    # which sky is taken off: each chip's own mesh, or the surface over the focal plane, which keeps large haloes
+    sky: Literal["mesh", "focal_plane"] = "mesh"
 
 
 class StackSettings(Section):
@@ -221,6 +294,7 @@ class Settings(Section):
     calibrations: CalibrationSettings = CalibrationSettings()
     chips: ChipSettings = ChipSettings()
     solutions: SolutionSettings = SolutionSettings()
+    quality: QualitySettings = QualitySettings()
     joint_solutions: JointSolutionSettings = JointSolutionSettings()
     warps: WarpSettings = WarpSettings()
     stacks: StackSettings = StackSettings()

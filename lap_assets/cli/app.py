@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from lap_assets.cli import admin, clean, read, run, sequence, setup, status
+from lap_assets.cli import admin, calibration, camera, clean, quality, read, run, sequence, setup, status
 from lap_assets.model.ids import check_name
 
 app = typer.Typer(
@@ -45,7 +45,9 @@ runs.command("define")(sequence.define_run)
 runs.command("list")(sequence.list_runs)
 app.add_typer(runs, name="run")
 app.add_typer(sequence.sequences, name="sequence")
+app.add_typer(camera.cameras, name="camera")
 app.command("status")(status.status)
+app.command("quality")(quality.quality)
 app.command("why")(status.why)
 app.command("pause")(sequence.pause)
 app.command("resume")(sequence.resume)
@@ -66,6 +68,8 @@ app.command("log")(read.log)
 app.command("report")(read.report)
 app.command("fsck")(read.fsck)
 app.command("compare")(read.compare)
+app.add_typer(calibration.calibrations, name="calibration")
+app.command("invalidate")(calibration.invalidate)
 app.command("retire")(admin.retire)
 app.command("gc")(admin.gc)
 app.command("reconcile")(admin.reconcile)

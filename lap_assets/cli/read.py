@@ -1,13 +1,13 @@
 """Commands that read: ls, get, show, cutout, log, report, fsck."""
 
 import json
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from lap_assets.cli.setup import open_workspace
+from lap_assets.cli.tables import print_table
 from lap_assets.errors import BadInput
 
 KEYS_HELP = "key=value pairs of the data id, e.g. cell=demo.0 band=r skycell=00."
@@ -39,15 +39,7 @@ def ls(
     if as_json:
         print(table.to_json(orient="records", indent=1))
         return
-    from rich.console import Console
-    from rich.table import Table
-
-    view = Table(box=None, header_style="bold")
-    for column in table.columns:
-        view.add_column(str(column), no_wrap=True)
-    for row in table.itertuples(index=False):
-        view.add_row(*(str(value) for value in row))
-    Console(width=None if sys.stdout.isatty() else 200).print(view)
+    print_table(table, width=200)
 
 
 def get(

@@ -25,6 +25,14 @@ KEY_PARTS = {
     CALIBRATIONS: ("camera", "kind", "band", "valid_from"),
 }
 CALIBRATION_COLLECTION = "calib"
+# the product that holds the masters of each kind, in the order in which they build on one another
+MASTERS = {
+    "bias": "master_biases",
+    "dark": "master_darks",
+    "flat": "master_flats",
+    "sky": "master_skies",
+    "fringe": "master_fringes",
+}
 
 
 @dataclass(frozen=True)
@@ -85,12 +93,39 @@ PRODUCTS: dict[str, Product] = {
             intermediate=False,
         ),
         Product(
+            "master_darks",
+            "Master dark of each chip, electrons per second",
+            CALIBRATIONS,
+            "chip",
+            (_IMAGE, _PREVIEW),
+            ("master_biases",),
+            intermediate=False,
+        ),
+        Product(
             "master_flats",
             "Master flat of each chip",
             CALIBRATIONS,
             "chip",
             (_IMAGE, _PREVIEW),
-            ("master_biases",),
+            ("master_biases", "master_darks"),
+            intermediate=False,
+        ),
+        Product(
+            "master_skies",
+            "Sky frame (illumination correction) of each chip",
+            CALIBRATIONS,
+            "chip",
+            (_IMAGE, _PREVIEW),
+            ("master_biases", "master_darks", "master_flats"),
+            intermediate=False,
+        ),
+        Product(
+            "master_fringes",
+            "Fringe pattern of each chip",
+            CALIBRATIONS,
+            "chip",
+            (_IMAGE, _PREVIEW),
+            ("master_biases", "master_darks", "master_flats", "master_skies"),
             intermediate=False,
         ),
         Product(
@@ -99,7 +134,8 @@ PRODUCTS: dict[str, Product] = {
             EXPOSURES,
             "chip",
             (_IMAGE, _PREVIEW),
-            ("master_biases", "master_flats"),
+            ("master_biases", "master_darks", "master_flats", "master_skies", "master_fringes"),
+            code=2,
         ),
         Product(
             "solutions",
@@ -110,6 +146,7 @@ PRODUCTS: dict[str, Product] = {
                 Member("solution.json"),
                 Member("sources.parquet", columns=("chip", "x", "y", "ra", "dec", "flux", "flux_err")),
                 Member("backgrounds.fits"),
+                Member("skies.fits", optional=True),
                 _PREVIEW,
             ),
             ("chips",),
@@ -117,10 +154,15 @@ PRODUCTS: dict[str, Product] = {
         ),
         Product(
             "joint_solutions",
-            "Relative zero points of the exposures of a run",
+            "Joint calibration of a run: zero points over the focal plane, astrometry, which chips are used",
             CELL_BANDS,
             "",
-            (Member("zeropoints.parquet", columns=("exposure", "dzp_mag", "dzp_err_mag", "n_stars")), _PREVIEW),
+            (
+                Member("zeropoints.parquet", columns=("exposure", "dzp_mag", "dzp_err_mag", "n_stars")),
+                Member("selection.parquet", columns=("exposure", "chip", "used", "reason"), optional=True),
+                Member("astrometry.json", optional=True),
+                _PREVIEW,
+            ),
             ("solutions",),
             intermediate=False,  # small, and frozen
         ),

@@ -162,9 +162,7 @@ class RingsTessellation(Tessellation):
         reach = np.minimum(radii + outlines.radii_deg.max() + 1e-4, 180.0)
         near = (outlines.centres @ centres.T).max(axis=0) >= np.cos(np.radians(reach))
         return [
-            self.cell_names[number]
-            for number in np.flatnonzero(near)
-            if self._cell(int(number)).overlaps_any(outlines)
+            self.cell_names[number] for number in np.flatnonzero(near) if self._cell(int(number)).overlaps_any(outlines)
         ]
 
     def owners(self, ra_deg: np.ndarray, dec_deg: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -307,9 +305,7 @@ def load_tessellation(definition: Mapping[str, Any]) -> Tessellation:
     return LocalTessellation(**values)
 
 
-def _check_local(
-    name: str, centres: Any, pixel_scale_arcsec: Any, skycell_px: Any, grid: Any, overlap_px: Any
-) -> None:
+def _check_local(name: str, centres: Any, pixel_scale_arcsec: Any, skycell_px: Any, grid: Any, overlap_px: Any) -> None:
     what = f"tessellation {name}"
     if not isinstance(centres, list | tuple) or not 1 <= len(centres) <= _MOST_CELLS:
         raise BadInput(f"{what}: centres must be a list of 1 to {_MOST_CELLS} pairs [ra_deg, dec_deg]")

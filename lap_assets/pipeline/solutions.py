@@ -1,39 +1,46 @@
-"""Solutions of an exposure: background, sources and PSF of every chip, astrometry, zero point.
+"""Solutions of an exposure: background, sources and PSF of every chip, astrometry, zero point, quality.
 
 One unit per exposure: chips are read one after the other, and what is kept of them is small. How things are measured is
-`science/chip_catalog.py`, `science/astrometry.py` and `science/photometry.py`.
+`science/chip_catalog.py`, `science/astrometry.py` and `science/zero_point.py`; what is published of it is written down
+in `solution_document.py`.
 """
 
 import logging
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from astropy.io import fits
 from astropy.wcs import WCS
 
 from lap_assets.errors import NotFound, UnprocessableData
-from lap_assets.model.camera import header_footprint, load_camera
+from lap_assets.model.camera import ColourTerm, header_footprint, load_camera
 from lap_assets.model.ids import DataId
 from lap_assets.model.survey import Survey
+from lap_assets.pipeline.solution_document import (
+    SolvedChip,
+    describe_chip,
+    describe_exposure,
+    draw_preview,
+    join_sources,
+    list_backgrounds,
+    summarise,
+)
 from lap_assets.pipeline.task import Output, Task
-from lap_assets.qa.plots import plot_focal_plane
 from lap_assets.science import photometry
 from lap_assets.science.astrometry import ChipAstrometry, ChipStars, keep_headers, solve_exposure
-from lap_assets.science.chip_catalog import ChipCatalog, catalog_chip
-from lap_assets.settings import Settings
+from lap_assets.science.chip_catalog import catalog_chip
+from lap_assets.science.focal_plane_sky import FocalPlaneSky, SkyCells, fit_focal_plane_sky
+from lap_assets.science.quality import judge_measures
+from lap_assets.science.tan_sip import project_tan
+from lap_assets.science.zero_point import ZeroPoint, fit_zero_point, transform_magnitudes
+from lap_assets.settings import QualitySettings, Settings
 from lap_assets.store.refcat import describe_refcat
 from lap_assets.store.repo import Repo
 
 log = logging.getLogger(__name__)
 
-_J2000_MJD, _JULIAN_YEAR_D = 51544.5, 365.25
-_MIN_SNR = 10.0  # of stars used for astrometry
-_UNITS = {
-    "x": "pix", "y": "pix", "xy_err": "pix", "ra": "deg", "dec": "deg", "flux": "chip unit", "flux_err": "chip unit",
-    "mag": "mag", "mag_err": "mag", "radius": "pix", "peak": "chip unit", "a": "pix", "b": "pix", "theta": "rad",
-}  # fmt: skip
+J2000_MJD, JULIAN_YEAR_D = 51544.5, 365.25
 
 
 def plan(survey: Survey, repo: Repo, settings: Settings, collection: str, partition: str) -> list[Task]:
@@ -46,6 +53,7 @@ def plan(survey: Survey, repo: Repo, settings: Settings, collection: str, partit
         "camera": camera.name, "camera_sha256": camera.sha256, "band": exposure.band, "kind": exposure.kind,
         "night": exposure.night,
         "mjd": exposure.mjd, "exptime_s": exposure.exptime_s, "refcat": name,
+        "chips": sorted({file.chip for file in exposure.chips} & set(camera.good_chips)),
         "zero_points": {f.chip: f.zero_point_mag for f in exposure.chips if f.zero_point_mag is not None},
     }  # fmt: skip
     if name:
@@ -58,66 +66,47 @@ def plan(survey: Survey, repo: Repo, settings: Settings, collection: str, partit
 
 
 def make(task: Task, repo: Repo) -> Output:
-    """Sources, background, astrometry, zero point and PSF of one exposure."""
+    """Sources, background, astrometry, zero point, PSF and quality of one exposure."""
     if "missing" in task.params:
         raise UnprocessableData(task.params["missing"])
     camera = load_camera(task.params["camera"], repo.cameras)
     chips = _measure_chips(task, repo)
-    good = {name: chip for name, chip in chips.items() if not chip.reason}
-    if len(good) < camera.min_good_chips:
-        raise UnprocessableData(_tell_failures(chips, camera.min_good_chips))
+    good = _keep_good(chips, camera.min_good_chips)
     catalog = _read_catalog(task, repo, good)
-    solved = _solve_astrometry(task, good, catalog)
-    for name, one in solved.items():
+    for name, one in _solve_astrometry(task, good, catalog).items():
         chips[name].astrometry = one
         if one.order < 1 and task.params["kind"] != "calibrated":
             chips[name].reason = f"{one.n_matched} stars match the reference catalogue: too few for this chip"
-    good = {name: chip for name, chip in chips.items() if not chip.reason}
-    if len(good) < camera.min_good_chips:
-        raise UnprocessableData(_tell_failures(chips, camera.min_good_chips))
-    zero_point, source = _solve_zero_point(task, good, catalog)
-    sources = _join_sources(good, catalog, zero_point.mag)
-    document = _describe_exposure(task, chips, zero_point, source)
-    # HDU names are capitals
-    backgrounds = {name.upper(): _background_plane(chip) for name, chip in sorted(good.items())}
+    good = _keep_good(chips, camera.min_good_chips)
+    reference = _transform_catalog(catalog, task.params["band"], camera.colour_terms.get(task.params["band"]))
+    zero_point, source = _solve_zero_point(task, good, reference)
+    described = {name: describe_chip(chip, zero_point.mag) for name, chip in sorted(chips.items())}
+    _judge_chips(chips, described, task.settings.quality, task.params["band"])
+    good = _keep_good(chips, camera.min_good_chips)
+    sky = _fit_sky(good, task.settings.solutions.focal_plane_sky_order)
+    document = describe_exposure(task, described, zero_point, source, camera, sky)
+    sources = join_sources(good, reference, zero_point.mag)
     members = {
-        "solution.json": document, "sources.parquet": sources, "backgrounds.fits": backgrounds,
-        "preview.png": _draw_preview(chips),
+        "solution.json": document, "sources.parquet": sources, "backgrounds.fits": list_backgrounds(good),
+        "skies.fits": list_backgrounds(good, sky.meshes), "preview.png": draw_preview(chips),
     }  # fmt: skip
-    return Output(members, _summarise(document, sources, zero_point))
+    return Output(members, summarise(document, sources, zero_point))
 
 
-@dataclass
-class _Chip:
-    """One chip on its way through the solution; `reason` says why it failed."""
-
-    header: fits.Header
-    shape: tuple[int, int]
-    scale_arcsec: float
-    measured: ChipCatalog | None = None
-    astrometry: ChipAstrometry | None = None
-    reason: str = ""
-
-    @property
-    def for_astrometry(self) -> np.ndarray:
-        """Rows of the sources that enter the astrometric fit."""
-        table = self.measured.sources
-        return np.nonzero(table.usable.to_numpy() & (table.flux.to_numpy() > _MIN_SNR * table.flux_err.to_numpy()))[0]
-
-
-def _measure_chips(task: Task, repo: Repo) -> dict[str, _Chip]:
+def _measure_chips(task: Task, repo: Repo) -> dict[str, SolvedChip]:
     chosen = task.settings.solutions
     chips = {}
     for pin in task.pins("chips"):
         name = pin.data_id.unit
         image = repo.read_image(pin)
-        chip = _Chip(image.header, image.shape, _pixel_scale(image.header))
+        chip = SolvedChip(image.header, image.shape)
         try:
             chip.measured = catalog_chip(
                 image, mesh_px=chosen.background_mesh_px, threshold_sigma=chosen.detection_sigma,
                 min_px=chosen.detection_min_px, aperture_fwhm=chosen.aperture_fwhm,
                 total_fwhm=chosen.total_aperture_fwhm, stamp_px=chosen.psf_stamp_px, degree=chosen.psf_degree,
                 max_stars=chosen.psf_max_stars,
+                max_trail_ellipticity=chosen.max_trail_ellipticity,
             )  # fmt: skip
         except UnprocessableData as error:
             chip.reason = str(error)
@@ -127,7 +116,7 @@ def _measure_chips(task: Task, repo: Repo) -> dict[str, _Chip]:
     return chips
 
 
-def _share_aperture_corrections(chips: list[_Chip]) -> None:
+def _share_aperture_corrections(chips: list[SolvedChip]) -> None:
     """Replace each chip's aperture correction, uncertain by itself, by its share of the exposure's."""
     if not chips:
         return
@@ -140,24 +129,38 @@ def _share_aperture_corrections(chips: list[_Chip]) -> None:
         chip.measured = replace(chip.measured, sources=sources, aperture_correction=float(value))
 
 
-def _tell_failures(chips: dict[str, _Chip], needed: int) -> str:
-    reasons = "; ".join(f"{name}: {chip.reason}" for name, chip in sorted(chips.items()) if chip.reason)
-    good = sum(not chip.reason for chip in chips.values())
-    return f"{good} good chips, {needed} are needed ({reasons or 'no chip was made'})"
+def _keep_good(chips: dict[str, SolvedChip], needed: int) -> dict[str, SolvedChip]:
+    """The chips that have not failed so far; raises `UnprocessableData` where they are too few for an exposure."""
+    good = {name: chip for name, chip in chips.items() if not chip.reason}
+    if len(good) < needed:
+        reasons = "; ".join(f"{name}: {chip.reason}" for name, chip in sorted(chips.items()) if chip.reason)
+        raise UnprocessableData(f"{len(good)} good chips, {needed} are needed ({reasons or 'no chip was made'})")
+    return good
 
 
-def _pixel_scale(header: fits.Header) -> float:
-    """Arcsec per pixel at the middle of the image."""
-    x, y = header["NAXIS1"] / 2, header["NAXIS2"] / 2
-    ra, dec = WCS(header).all_pix2world([x, x + 1], [y, y + 1], 0)
-    step = np.hypot((ra[1] - ra[0]) * np.cos(np.radians(dec[0])), dec[1] - dec[0])
-    return float(step * 3600.0 / np.sqrt(2.0))
+def _judge_chips(
+    chips: dict[str, SolvedChip], described: dict[str, dict[str, Any]], chosen: QualitySettings, band: str
+) -> None:
+    """LV-12: chips beyond the cuts on seeing, shape and astrometry have failed, too."""
+    limits = {
+        "fwhm_moffat_arcsec": chosen.max_fwhm_arcsec_by_band.get(band, chosen.max_fwhm_arcsec),
+        "ellipticity": chosen.max_ellipticity_by_band.get(band, chosen.max_ellipticity),
+        "astrometry_rms_mas": chosen.max_astrometry_rms_mas,
+    }
+    for name, chip in chips.items():
+        if chip.reason:
+            continue
+        measures = described[name]
+        rms = [value for value in measures["astrometry_rms_mas"] if value is not None]
+        chip.reason = judge_measures(measures | {"astrometry_rms_mas": max(rms, default=None)}, limits)
+        if chip.reason:
+            described[name] = measures | {"state": "failed", "reason": chip.reason}
 
 
-# ---- astrometry and zero point
+# ---- astrometry, zero point and sky
 
 
-def _read_catalog(task: Task, repo: Repo, chips: dict[str, _Chip]) -> pd.DataFrame | None:
+def _read_catalog(task: Task, repo: Repo, chips: dict[str, SolvedChip]) -> pd.DataFrame | None:
     """Reference stars around the chips, or None where the survey names no catalogue."""
     if not task.params["refcat"]:
         if task.params["kind"] != "calibrated":
@@ -168,16 +171,23 @@ def _read_catalog(task: Task, repo: Repo, chips: dict[str, _Chip]) -> pd.DataFra
     east = (corners[:, 0] - ra0 + 180.0) % 360.0 - 180.0
     centre_ra, centre_dec = ra0 + 0.5 * (east.min() + east.max()), 0.5 * (corners[:, 1].min() + corners[:, 1].max())
     away = np.hypot((east - (centre_ra - ra0)) * np.cos(np.radians(centre_dec)), corners[:, 1] - centre_dec)
-    margin = task.settings.solutions.pointing_radius_arcsec / 3600.0
-    catalog = repo.read_refcat(task.params["refcat"], centre_ra % 360.0, centre_dec, 1.02 * float(away.max()) + margin)
+    radius = 1.02 * float(away.max()) + task.settings.solutions.pointing_radius_arcsec / 3600.0
+    catalog = repo.read_refcat(task.params["refcat"], centre_ra % 360.0, centre_dec, radius)
     magnitude = f"mag_{task.params['band']}"
     if magnitude in catalog:
         faint_enough = ~(catalog[magnitude].to_numpy(float) < task.settings.solutions.reference_mag_min)
         catalog = catalog[faint_enough].reset_index(drop=True)
+    if not len(catalog) and task.params["kind"] != "calibrated":
+        raise UnprocessableData(
+            f"reference catalogue {task.params['refcat']!r} has no star here (RA {centre_ra % 360.0:.3f} Dec "
+            f"{centre_dec:.3f}): ingest one that covers the field"
+        )
     return catalog
 
 
-def _solve_astrometry(task: Task, chips: dict[str, _Chip], catalog: pd.DataFrame | None) -> dict[str, ChipAstrometry]:
+def _solve_astrometry(
+    task: Task, chips: dict[str, SolvedChip], catalog: pd.DataFrame | None
+) -> dict[str, ChipAstrometry]:
     chosen = task.settings.solutions
     stars = {}
     for name, chip in chips.items():
@@ -185,179 +195,63 @@ def _solve_astrometry(task: Task, chips: dict[str, _Chip], catalog: pd.DataFrame
         stars[name] = ChipStars(
             *(table[column].to_numpy(float) for column in ("x", "y", "xy_err", "flux")), chip.header, chip.shape
         )
-    if catalog is None or not len(catalog):
+    if catalog is None or (not len(catalog) and task.params["kind"] == "calibrated"):
         return keep_headers(stars)
-    epoch = 2000.0 + (task.params["mjd"] - _J2000_MJD) / _JULIAN_YEAR_D
+    epoch = 2000.0 + (task.params["mjd"] - J2000_MJD) / JULIAN_YEAR_D
     return solve_exposure(
         stars, catalog, epoch, trusted=task.params["kind"] == "calibrated",
         pointing_radius_arcsec=chosen.pointing_radius_arcsec, match_radius_arcsec=chosen.match_radius_arcsec,
-        max_order=chosen.distortion_order,
+        max_order=chosen.distortion_order, max_rotation_deg=chosen.pointing_rotation_deg,
     )  # fmt: skip
 
 
+def _transform_catalog(catalog: pd.DataFrame | None, band: str, term: ColourTerm | None) -> pd.DataFrame | None:
+    """The catalogue with `ref_mag`, in the camera's own band, and `colour` (NaN where they are not known)."""
+    if catalog is None:
+        return None
+    names = {band, *(term.bands if term else ())}
+    magnitudes = {
+        name: catalog[f"mag_{name}"].to_numpy(float) if f"mag_{name}" in catalog else np.full(len(catalog), np.nan)
+        for name in sorted(names)
+    }
+    blue, red = term.bands if term else (band, band)
+    bands, coefficient = (term.bands, term.coefficient) if term else (None, 0.0)
+    return catalog.assign(
+        ref_mag=transform_magnitudes(magnitudes, band, bands, coefficient),
+        colour=magnitudes[blue] - magnitudes[red] if term else np.nan,
+    )
+
+
 def _solve_zero_point(
-    task: Task, chips: dict[str, _Chip], catalog: pd.DataFrame | None
-) -> tuple[photometry.ZeroPoint, str]:
+    task: Task, chips: dict[str, SolvedChip], reference: pd.DataFrame | None
+) -> tuple[ZeroPoint, str]:
     """Zero point of the exposure, and where it comes from: `reference` or `given`."""
-    magnitude = f"mag_{task.params['band']}"
-    if catalog is not None and magnitude in catalog:
-        tables = [
-            _matched_sources(chip).assign(ref_mag=catalog[magnitude].to_numpy(float)[chip.astrometry.refs])
-            for chip in chips.values()
-        ]
-        stars = pd.concat(tables)
-        found = photometry.fit_zero_point(*(stars[name].to_numpy(float) for name in ("flux", "flux_err", "ref_mag")))
+    if reference is not None:
+        pairs = [(chip.matched_sources, chip.astrometry.refs) for _, chip in sorted(chips.items())]
+        flux, err = (np.concatenate([one[name].to_numpy(float) for one, _ in pairs]) for name in ("flux", "flux_err"))
+        mag = np.concatenate([reference.ref_mag.to_numpy(float)[refs] for _, refs in pairs])
+        found = fit_zero_point(flux, err, mag)
         if found and found.n_stars >= task.settings.solutions.zero_point_min_stars:
             return found, "reference"
     given = [value for name, value in sorted(task.params["zero_points"].items()) if name in chips]
     if not given:
         raise UnprocessableData(
-            f"no zero point: too few stars with {magnitude} in catalogue {task.params['refcat']!r}, and none is given; "
-            "ingest a catalogue with magnitudes of this band"
+            f"no zero point: too few stars with mag_{task.params['band']} in catalogue {task.params['refcat']!r}, and "
+            "none is given; ingest a catalogue with magnitudes of this band"
         )
     rms = float(np.std(given))
-    return photometry.ZeroPoint(float(np.median(given)), rms / np.sqrt(len(given)), rms, 0), "given"
+    return ZeroPoint(float(np.median(given)), rms / np.sqrt(len(given)), rms, 0), "given"
 
 
-def _matched_sources(chip: _Chip) -> pd.DataFrame:
-    """Sources in the astrometric fit, in the order of `astrometry.refs`."""
-    return chip.measured.sources.iloc[chip.for_astrometry[chip.astrometry.stars]]
-
-
-# ---- what is published
-
-
-def _join_sources(chips: dict[str, _Chip], catalog: pd.DataFrame | None, zero_point_mag: float) -> pd.DataFrame:
-    tables = []
-    for name, chip in sorted(chips.items()):
-        table = chip.measured.sources
-        ra, dec = WCS(chip.astrometry.header).all_pix2world(table.x.to_numpy(), table.y.to_numpy(), 0)
-        positive = table.flux.to_numpy() > 0
-        flux = np.where(positive, table.flux.to_numpy(), 1.0)
-        ref_id = np.full(len(table), -1, np.int64)
-        if catalog is not None and len(chip.astrometry.stars):
-            ref_id[chip.for_astrometry[chip.astrometry.stars]] = catalog.source_id.to_numpy(np.int64)[
-                chip.astrometry.refs
-            ]
-        tables.append(
-            table.assign(
-                chip=name, ra=ra % 360.0, dec=dec, ref_id=ref_id,
-                mag=np.where(positive, zero_point_mag - 2.5 * np.log10(flux), np.nan),
-                mag_err=np.where(positive, 1.0857 * table.flux_err / flux, np.nan),
-            )
-        )  # fmt: skip
-    first = [
-        "chip",
-        "x",
-        "y",
-        "xy_err",
-        "ra",
-        "dec",
-        "flux",
-        "flux_err",
-        "mag",
-        "mag_err",
-        "is_star",
-        "usable",
-        "ref_id",
-    ]
-    joined = pd.concat(tables, ignore_index=True)
-    joined = joined[first + [name for name in joined.columns if name not in first]]
-    joined.attrs["units"] = {name: unit for name, unit in _UNITS.items() if name in joined.columns}
-    return joined
-
-
-def _background_plane(chip: _Chip) -> tuple[np.ndarray, fits.Header]:
-    background = chip.measured.background
-    header = fits.Header()
-    header["CHIPNX"], header["CHIPNY"] = chip.shape[1], chip.shape[0]
-    header["MESHX"] = (chip.shape[1] / background.mesh.shape[1], "pixels per cell")
-    header["MESHY"] = (chip.shape[0] / background.mesh.shape[0], "pixels per cell")
-    return background.mesh, header
-
-
-def _describe_chip(chip: _Chip, zero_point_mag: float) -> dict[str, Any]:
-    if chip.reason:
-        return {"state": "failed", "reason": chip.reason}
-    one, measured = chip.astrometry, chip.measured
-    noise = measured.background.noise
-    return {
-        "state": "good",
-        "reason": "",
-        "wcs": {card.keyword: card.value for card in one.header.cards},
-        "order": one.order,
-        "astrometry": {-1: "header as given", 0: "header, shifted"}.get(one.order, "fitted"),
-        "astrometry_rms_mas": [_round(value, 2) for value in one.rms_mas],
-        "n_matched": one.n_matched,
-        "fwhm_arcsec": _round(measured.shape.fwhm_px * chip.scale_arcsec, 4),
-        "ellipticity": _round(measured.shape.ellipticity, 4),
-        "e1": _round(measured.shape.e1, 4),
-        "e2": _round(measured.shape.e2, 4),
-        "psf_n_stars": measured.psf.n_stars,
-        "psf_degree": measured.psf.degree,
-        "psf_residual": _round(measured.psf.residual, 5),
-        "aperture_correction": _round(measured.aperture_correction, 5),
-        "aperture_correction_err": _round(measured.aperture_correction_err, 5),
-        "sky": _round(measured.background.level, 3),
-        "sky_rms": _round(noise, 4),
-        "n_sources": len(measured.sources),
-        "n_stars": int(measured.sources.is_star.sum()),
-        "limit_mag_5sigma": _round(photometry.measure_depth(zero_point_mag, noise, measured.shape.fwhm_px), 3),
-    }
-
-
-def _round(value: float, digits: int) -> float | None:
-    """JSON has no NaN: null stands for what could not be measured."""
-    return round(float(value), digits) if np.isfinite(value) else None
-
-
-def _describe_exposure(
-    task: Task, chips: dict[str, _Chip], zero_point: photometry.ZeroPoint, source: str
-) -> dict[str, Any]:
-    described = {name: _describe_chip(chip, zero_point.mag) for name, chip in sorted(chips.items())}
-    good = [one for one in described.values() if one["state"] == "good"]
-    return {
-        "exposure": task.data_id.partition,
-        "band": task.params["band"],
-        "mjd": task.params["mjd"],
-        "exptime_s": task.params["exptime_s"],
-        "zero_point_mag": zero_point.mag,
-        "zero_point_err_mag": zero_point.err_mag,
-        "zero_point_rms_mag": zero_point.rms_mag,
-        "n_zero_point_stars": zero_point.n_stars,
-        "zero_point_source": source,
-        "fwhm_arcsec": float(np.median([one["fwhm_arcsec"] for one in good])),
-        "ellipticity": float(np.median([one["ellipticity"] for one in good])),
-        "chips": described,
-    }
-
-
-def _draw_preview(chips: dict[str, _Chip]) -> bytes:
-    """The focal plane coloured by FWHM; failed chips, in red, where their own header puts them."""
-    good = {name: chip for name, chip in chips.items() if not chip.reason}
-    headers = {name: chip.astrometry.header if name in good else chip.header for name, chip in chips.items()}
-    footprints = {name: header_footprint(header) for name, header in headers.items()}
-    fwhm = {name: chip.measured.shape.fwhm_px * chip.scale_arcsec for name, chip in good.items()}
-    return plot_focal_plane(footprints, fwhm, "FWHM [arcsec]", sorted(chips.keys() - good.keys()), thumbnail=True)
-
-
-def _summarise(document: dict[str, Any], sources: pd.DataFrame, zero_point: photometry.ZeroPoint) -> dict[str, Any]:
-    """Metrics of the manifest."""
-    good = [one for one in document["chips"].values() if one["state"] == "good"]
-    metrics = {
-        "chips_good": len(good),
-        "chips_failed": len(document["chips"]) - len(good),
-        "n_sources": len(sources),
-        "n_stars": int(sources.is_star.sum()),
-        "n_matched": sum(one["n_matched"] for one in good),
-        "fwhm_arcsec": round(document["fwhm_arcsec"], 4),
-        "ellipticity": round(document["ellipticity"], 4),
-        "zero_point_mag": round(zero_point.mag, 4),
-        "zero_point_rms_mmag": round(1000 * zero_point.rms_mag, 2),
-        "limit_mag_5sigma": round(float(np.median([one["limit_mag_5sigma"] for one in good])), 3),
-    }
-    for axis, name in enumerate(("ra", "dec")):
-        values = [one["astrometry_rms_mas"][axis] for one in good if one["astrometry_rms_mas"][axis] is not None]
-        if values:
-            metrics[f"astrometry_rms_{name}_mas"] = round(float(np.median(values)), 2)
-    return metrics
+def _fit_sky(chips: dict[str, SolvedChip], order: int) -> FocalPlaneSky:
+    """One smooth sky for the exposure, from the meshes of its chips where they lie in the focal plane (LV-17)."""
+    cells = {}
+    ra0, dec0 = next(iter(chips.values())).centre
+    for name, chip in chips.items():
+        mesh = chip.measured.background.mesh
+        step_y, step_x = chip.shape[0] / mesh.shape[0], chip.shape[1] / mesh.shape[1]
+        x, y = np.meshgrid((np.arange(mesh.shape[1]) + 0.5) * step_x, (np.arange(mesh.shape[0]) + 0.5) * step_y)
+        sky = WCS(chip.astrometry.header).all_pix2world(x.ravel(), y.ravel(), 0)
+        xi, eta = project_tan(*sky, ra0, dec0)
+        cells[name] = SkyCells(mesh, xi.reshape(mesh.shape), eta.reshape(mesh.shape))
+    return fit_focal_plane_sky(cells, order)

@@ -51,7 +51,7 @@ class Stage:
 
     def config_document(self, settings: Settings) -> bytes:
         """The settings this stage's bytes depend on, as JSON in canonical form."""
-        values = {name: getattr(settings, name).model_dump(mode="json") for name in self.sections}
+        values = {name: getattr(settings, name).dump_recipe() for name in self.sections}
         return json.dumps(values, sort_keys=True).encode()
 
     def config_sha256(self, settings: Settings) -> str:
@@ -77,10 +77,13 @@ STAGES: dict[str, Stage] = {
     stage.product: stage
     for stage in (
         Stage("master_biases", "calibrations", ("calibrations",), suffix="biases"),
+        Stage("master_darks", "calibrations", ("calibrations",), suffix="darks"),
         Stage("master_flats", "calibrations", ("calibrations",), suffix="flats"),
+        Stage("master_skies", "calibrations", ("calibrations",), suffix="skies"),
+        Stage("master_fringes", "calibrations", ("calibrations",), suffix="fringes"),
         Stage("chips", "chips", ("chips",)),
-        Stage("solutions", "solutions", ("solutions",)),
-        Stage("joint_solutions", "joint_solutions", ("joint_solutions",)),
+        Stage("solutions", "solutions", ("solutions", "quality")),
+        Stage("joint_solutions", "joint_solutions", ("joint_solutions", "quality")),
         Stage("warps", "warps", ("warps",)),
         Stage("stacks", "stacks", ("stacks",)),
         Stage("diffs", "diffs", ("diffs", "stacks")),

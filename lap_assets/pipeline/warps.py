@@ -17,6 +17,7 @@ from lap_assets.model.ids import DataId, Pin, join_key
 from lap_assets.model.image import NO_WEIGHT, MaskedImage
 from lap_assets.model.sphere import grow_polygons
 from lap_assets.model.survey import Survey
+from lap_assets.pipeline.joint_correction import JointCorrection, read_correction, to_wcs
 from lap_assets.pipeline.task import Output, Task
 from lap_assets.qa.pictures import thumbnail
 from lap_assets.science.background import evaluate_background
@@ -60,11 +61,13 @@ def make(task: Task, repo: Repo) -> Output:
     if reason := task.params.get("missing"):
         raise UnprocessableData(reason)
     solution = repo.read_json(task.pins("solutions")[0], "solution.json")
-    zero_point = solution["zero_point_mag"] + _read_correction(task, repo)
-    warp, used, covariance = _warp_chips(task, repo, solution, zero_point)
+    joint = read_correction(repo, task.pins("joint_solutions"), task.params["exposure"])
+    zero_point = solution["zero_point_mag"] + joint.dzp_mag
+    warp, used, covariance = _warp_chips(task, repo, solution, joint, zero_point)
     good = ((warp.mask & int(NO_WEIGHT)) == 0) & (warp.var > 0)
     if not good.any():
-        raise NoWork(f"no good pixel of {task.params['exposure']} lands on skycell {task.data_id.unit}")
+        left_out = "".join(sorted({f"; {reason}" for reason in joint.left_out.values()}))
+        raise NoWork(f"no good pixel of {task.params['exposure']} lands on skycell {task.data_id.unit}{left_out}")
     fwhm = float(np.mean([solution["chips"][name]["fwhm_arcsec"] for name in used]))
     header = warp.header
     header["BUNIT"] = "nJy"
@@ -87,14 +90,15 @@ def make(task: Task, repo: Repo) -> Output:
 
 
 def _warp_chips(
-    task: Task, repo: Repo, solution: dict[str, Any], zero_point: float
+    task: Task, repo: Repo, solution: dict[str, Any], joint: JointCorrection, zero_point: float
 ) -> tuple[MaskedImage, list[str], float]:
     """All chips on one image; names of those that landed, and the covariance factor weighted by their area."""
     chosen = task.settings.warps
     header = fits.Header(list(task.params["header"].items()))
     shape = (header["NAXIS2"], header["NAXIS1"])
     warp, target = make_empty_warp(shape, header), WCS(header)
-    backgrounds = repo.read_planes(task.pins("solutions")[0], "backgrounds.fits")
+    skies = "backgrounds.fits" if chosen.sky == "mesh" else "skies.fits"
+    backgrounds = repo.read_planes(task.pins("solutions")[0], skies)
     scale = 10.0 ** (0.4 * (NANOJANSKY_ZERO_POINT - zero_point))
     used, factors, areas = [], [], []
     for pin in task.pins("chips"):
@@ -103,15 +107,21 @@ def _warp_chips(
         if solved["state"] != "good":
             log.warning("chip %s left out: %s", name, solved["reason"])
             continue
-        wcs = WCS(fits.Header(list(solved["wcs"].items())))
+        if name in joint.left_out:
+            log.warning("chip %s left out: %s", name, joint.left_out[name])
+            continue
+        wcs = to_wcs(joint.headers.get(name, solved["wcs"]))
         chip_shape = (solved["wcs"]["NAXIS2"], solved["wcs"]["NAXIS1"])
         pixel_map = map_pixels(wcs, chip_shape, target, shape, chosen.grid_step_px, chosen.grid_tolerance_px)
         if pixel_map is None:
             continue
         chip = repo.read_image(pin)
         sky = evaluate_background(backgrounds[name.upper()][0], chip.shape)
+        sci, var = chip.sci, chip.var
+        if (factor := joint.scale_over(wcs, chip.shape)) is not None:
+            sci, var, sky = (sci - sky) * factor, var * factor**2, None
         written = warp_chip(
-            warp, chip.sci, chip.mask, chip.var, pixel_map,
+            warp, sci, chip.mask, var, pixel_map,
             background=sky, scale=scale, max_bad_weight=chosen.max_bad_weight,
         )  # fmt: skip
         if written:
@@ -119,16 +129,6 @@ def _warp_chips(
             factors.append(covariance_factor(pixel_map))
             areas.append(written)
     return warp, used, float(np.average(factors, weights=areas)) if used else 1.0
-
-
-def _read_correction(task: Task, repo: Repo) -> float:
-    """Relative zero-point correction of this exposure in its run, mag; 0 where there is none."""
-    for pin in task.pins("joint_solutions"):
-        table = repo.read_table(pin, "zeropoints.parquet")
-        mine = table[table["exposure"] == task.params["exposure"]]
-        if len(mine):
-            return float(mine["dzp_mag"].iloc[0])
-    return 0.0
 
 
 def depth_mag(image: MaskedImage, covariance: float, fwhm_px: float) -> float:

@@ -107,8 +107,11 @@ def plot_focal_plane(
             ra, dec, facecolor=face, edgecolor="red" if chip in failed else "0.3", lw=2 if chip in failed else 0.6
         )
         if not thumbnail:
-            axes.text(ra.mean(), dec.mean(), chip, ha="center", va="center", fontsize=7)
+            # viridis is dark at its lower end
+            ink = "white" if np.isfinite(value) and value < low + 0.5 * (high - low) else "black"
+            axes.text(ra.mean(), dec.mean(), chip, ha="center", va="center", fontsize=7, color=ink)
     axes.invert_xaxis()
+    axes.ticklabel_format(useOffset=False)
     if footprints:
         middle = np.mean([d for corners in footprints.values() for _, d in corners])
         axes.set_aspect(1.0 / max(np.cos(np.radians(middle)), 0.05))
@@ -199,7 +202,8 @@ def _label(axes: Axes, x: str, y: str, title: str, thumbnail: bool, keep_title: 
         if keep_title:
             axes.set_title(title, fontsize=6)
         return
-    axes.set(xlabel=x, ylabel=y, title=title)
+    axes.set(xlabel=x, ylabel=y)
+    axes.set_title(title, fontsize=10 if len(title) < 50 else 8)
 
 
 def _save_figure(figure: Figure, thumbnail: bool) -> bytes:

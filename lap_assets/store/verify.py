@@ -234,9 +234,7 @@ def find_replaced(
         yield from _find_old(description, before, lambda n=name: refcat.describe_refcat(layout, n)["version"])
 
 
-def _find_old(
-    document: Path, before: float, current: Callable[[], str]
-) -> Iterator[tuple[Path, Callable[[], str]]]:
+def _find_old(document: Path, before: float, current: Callable[[], str]) -> Iterator[tuple[Path, Callable[[], str]]]:
     """The versions beside `document` that it does not name, but for those that may have been current since `before`."""
     for entry in find_content_dirs(document.parent):
         if _last_used(document, entry) <= before and not is_current(entry, current):

@@ -6,10 +6,16 @@ NAME is the beginning of a benchmark's name (`spine`, `spine.demo`).
 import argparse
 import sys
 
-from lap_assets_tests.benchmarks import lap, spine
+from lap_assets_tests.benchmarks import astrometry, exposures, lap, masters, spine
 from lap_assets_tests.benchmarks.results import print_rows, write_rows
 
-BENCHMARKS = {**spine.BENCHMARKS, **lap.BENCHMARKS}
+BENCHMARKS = {
+    **spine.BENCHMARKS,
+    **lap.BENCHMARKS,
+    **masters.BENCHMARKS,
+    **exposures.BENCHMARKS,
+    **astrometry.BENCHMARKS,
+}
 
 
 def main() -> int:

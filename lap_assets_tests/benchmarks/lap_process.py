@@ -4,7 +4,6 @@ Does what a code server does, without launching: loads the definitions, then tic
 """
 
 import json
-import resource
 import sys
 import time
 from pathlib import Path
@@ -12,6 +11,7 @@ from pathlib import Path
 import dagster as dg
 
 from lap_assets_tests.benchmarks.lap_scale import time_call
+from lap_assets_tests.memory import read_peak_mib
 
 
 def measure_process(root: Path) -> dict[str, float]:
@@ -22,7 +22,7 @@ def measure_process(root: Path) -> dict[str, float]:
     build_defs(root).resolve_all_job_defs()
     figures = {"definitions": time.perf_counter() - start}
     figures |= measure_ticks(root)
-    figures["memory"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024.0
+    figures["memory"] = read_peak_mib()
     return figures
 
 

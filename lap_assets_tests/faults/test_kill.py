@@ -15,6 +15,8 @@ from lap_assets_tests.faults.tracing import kill_before, record
 from lap_assets_tests.store.samples import FINAL, STACK, check_stack, make_stack, publish
 from lap_assets_tests.store.test_refcat import make_refcat
 
+pytestmark = pytest.mark.slow
+
 
 def kill_everywhere(folder, action, prepare, inspect) -> tuple[list, list]:
     """Kill `action` before each of its calls, each time on a fresh copy.

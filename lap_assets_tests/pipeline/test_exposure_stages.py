@@ -17,17 +17,22 @@ from lap_assets.model import camera as camera_model
 from lap_assets.model.ids import DataId
 from lap_assets.model.image import Mask
 from lap_assets.model.survey import CalibrationSet, ChipFile, Exposure, Run, Survey
+from lap_assets.model.tessellation import LocalTessellation
 from lap_assets.pipeline import calibrations, chips, joint_solutions, solutions
 from lap_assets.science.background import evaluate_background
-from lap_assets.settings import ChipSettings, Settings
+from lap_assets.settings import ChipSettings, QualitySettings, Settings
 from lap_assets.store.repo import Repo
 from lap_assets_tests.science.star_fields import add_star
+
+pytestmark = pytest.mark.slow
 
 N, OVERSCAN, SKY, ZERO_POINT, FWHM = 256, 16, 500.0, 28.5, 2.6
 RA, DEC, SCALE = 40.0, -20.0, 0.4 / 3600
 CHIPS = ("c0", "c1")
 TRUE_GAIN = {"A": 1.5, "B": 1.54}  # nominal 1.5 for both
 BIAS_KEY, FLAT_KEY = "toy|bias|all|2024-01-01", "toy|flat|r|2024-01-01"
+
+CELLS = {"demo.0": LocalTessellation("demo", [(RA, DEC)], 0.4, 600, (2, 2), 20).only}
 
 
 def camera_yaml():
@@ -96,7 +101,7 @@ class Toy:
         exposures = {e.id: e for e in (self.expose(root, k, rng) for k in range(3))}
         masters = (("master_biases", BIAS_KEY), ("master_flats", FLAT_KEY))
         run = Run(1, "demo.0", "r", tuple(sorted(exposures)))
-        self.survey = Survey("main", exposures, {}, (run,), sets, dict.fromkeys(exposures, masters), {"*": "gaia"})
+        self.survey = Survey("main", exposures, CELLS, (run,), sets, dict.fromkeys(exposures, masters), {"*": "gaia"})
 
     def catalog(self, rng):
         table = pd.DataFrame({"source_id": np.arange(300), "pmra": 0.0, "pmdec": 0.0, "ref_epoch_yr": 2024.0})
@@ -237,6 +242,62 @@ def test_published_mesh_gives_back_the_sky(toy):
     assert np.abs(sky - SKY * flat_scale()).max() < 6.0
 
 
+def test_the_sky_over_the_focal_plane_is_published_beside_the_meshes(toy):
+    """LV-17: a flat sky is the same in both."""
+    planes = toy.repo.read_planes(DataId("main", "solutions", "toy-0"), "skies.fits")
+    assert sorted(planes) == ["C0", "C1"]
+    for mesh, header in planes.values():
+        sky = evaluate_background(mesh, (header["CHIPNY"], header["CHIPNX"]))
+        assert np.abs(sky - SKY * flat_scale()).max() < 6.0
+
+
+def test_solutions_count_good_failed_incomplete_and_broken_chips(toy):
+    """GW-07."""
+    document = toy.solutions["toy-0"].members["solution.json"]
+    assert document["chip_counts"] == {"good": 2, "failed": 0, "incomplete": 0, "broken": 0, "all": 2}
+    metrics = toy.solutions["toy-0"].metrics
+    assert [metrics[f"chips_{name}"] for name in ("good", "failed", "incomplete", "broken")] == [2, 0, 0, 0]
+    one = toy.survey.exposures["toy-0"]
+    half = replace(toy.survey, exposures={"toy-0": replace(one, chips=one.chips[:1])})
+    output = solutions.make(solutions.plan(half, toy.repo, toy.settings, "main", "toy-0")[0], toy.repo)
+    assert output.members["solution.json"]["chip_counts"]["incomplete"] == 1
+
+
+def test_chips_beyond_the_cuts_fail_with_the_reason_and_too_few_left_end_the_exposure(toy):
+    """LV-12: all cuts are configuration; stars of 1.04 arcsec on pixels of 0.4."""
+    chosen = QualitySettings(max_fwhm_arcsec_by_band={"r": 1.0})
+    (task,) = solutions.plan(toy.survey, toy.repo, replace_section(toy.settings, quality=chosen), "main", "toy-0")
+    with pytest.raises(
+        UnprocessableData, match=r"0 good chips, 1 are needed \(c0: fwhm_moffat_arcsec 1\.\d+ > 1; c1: "
+    ):
+        solutions.make(task, toy.repo)
+    passing = QualitySettings(max_fwhm_arcsec_by_band={"g": 1.0}, max_astrometry_rms_mas=60.0)
+    (task,) = solutions.plan(toy.survey, toy.repo, replace_section(toy.settings, quality=passing), "main", "toy-0")
+    assert solutions.make(task, toy.repo).metrics["chips_failed"] == 0
+
+
+def test_effective_time_is_relative_to_the_reference_conditions_of_the_band(toy):
+    """PHX-08: transparency falls by 5 % from one exposure to the next, and t_eff with its square."""
+    # one second of the toy's exposures collects what the zero point says, at a sky of 500 electrons per exposure
+    exptime = toy.survey.exposures["toy-0"].exptime_s
+    clear = ZERO_POINT - 2.5 * np.log10(exptime / flat_scale())
+    chosen = QualitySettings(
+        reference_fwhm_arcsec=toy.solutions["toy-0"].metrics["fwhm_arcsec"], reference_zero_point_mag={"r": clear},
+        reference_sky_e_s={"r": SKY * flat_scale() / exptime},
+    )  # fmt: skip
+    found = []
+    for name in ("toy-0", "toy-2"):
+        (task,) = solutions.plan(toy.survey, toy.repo, replace_section(toy.settings, quality=chosen), "main", name)
+        found.append(solutions.make(task, toy.repo).metrics["t_eff"])
+    assert found[0] == pytest.approx(1.0, abs=0.03)
+    assert found[1] / found[0] == pytest.approx(0.9**2, rel=0.03)
+    assert "t_eff" not in toy.solutions["toy-0"].metrics  # without reference conditions it is not known
+
+
+def replace_section(chosen, **sections):
+    return chosen.model_copy(update=sections)
+
+
 def test_joint_solution_of_exposures_with_their_own_zero_points_is_nearly_zero(toy):
     output = toy.make(joint_solutions, "demo.0|r")[""]
     table = output.members["zeropoints.parquet"]
@@ -244,6 +305,19 @@ def test_joint_solution_of_exposures_with_their_own_zero_points_is_nearly_zero(t
     assert table.dzp_mag.abs().max() < 0.004
     assert output.metrics["repeatability_mmag"] < 20.0
     assert_thumbnail(output.members["preview.png"])
+    selection = output.members["selection.parquet"]
+    assert len(selection) == 6 and selection.used.all()
+    assert (output.metrics["chips_used"], output.metrics["chips_left_out"]) == (6, 0)
+
+
+def test_chips_far_from_the_field_are_left_out_of_the_run_with_the_reason(toy):
+    """LV-13: c0 and c1 stand 0.9' to either side of the cell's middle."""
+    chosen = toy.settings.model_copy(update={"quality": QualitySettings(max_distance_deg=0.001)})
+    (task,) = joint_solutions.plan(toy.survey, toy.repo, chosen, "main", "demo.0|r")
+    output = joint_solutions.make(task, toy.repo)
+    assert output.metrics["chips_used"] == 0
+    assert set(output.members["selection.parquet"].reason) == {"farther than 0.001 deg"}
+    assert (output.members["zeropoints.parquet"].n_stars == 0).all()
 
 
 def assert_thumbnail(data):
@@ -319,9 +393,9 @@ def test_a_truncated_file_and_a_missing_hdu_are_unprocessable_and_a_missing_file
 
 
 def test_missing_masters_and_catalogues_are_named(toy):
-    empty = Survey("main", toy.survey.exposures, reference_catalogs={})
+    empty = Survey("main", toy.survey.exposures, CELLS, reference_catalogs={})
     task = chips.plan(empty, toy.repo, toy.settings, "main", "toy-0")[0]
-    with pytest.raises(UnprocessableData, match="master_biases"):
+    with pytest.raises(UnprocessableData, match="kind bias"):
         chips.make(task, toy.repo)
     with pytest.raises(UnprocessableData, match="no reference catalogue"):
         solutions.make(solutions.plan(empty, toy.repo, toy.settings, "main", "toy-0")[0], toy.repo)

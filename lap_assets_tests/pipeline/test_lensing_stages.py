@@ -25,6 +25,8 @@ from lap_assets.settings import parse_settings
 from lap_assets.store.repo import Repo
 from lap_assets_tests.science.lensing_fields import Z_SOURCE, galsim_halo
 
+pytestmark = pytest.mark.slow
+
 SCALE, COLLECTION, CELL_NAME = 0.4, "main", "t.0"
 CELL = load_tessellation(
     {"kind": "local", "name": "t", "ra_deg": 150.0, "dec_deg": 30.0, "pixel_scale_arcsec": SCALE, "skycell_px": 480,

@@ -18,6 +18,8 @@ from lap_assets.sim.schedule import plan_frames
 from lap_assets.sim.survey import simulate_survey, write_survey
 from lap_assets.sim.writer import read_bits
 
+pytestmark = pytest.mark.slow
+
 DESIGN = replace(
     make_design("tiny", 5), chip_px=128, visits=(2, 1, 2), bias_frames=1, flat_frames=1, transients=2, dither_arcsec=5.0
 )

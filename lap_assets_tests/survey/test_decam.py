@@ -78,12 +78,13 @@ def test_decam_brightest_star_agrees_between_exposures(decam):
 
 
 def test_decam_positions_are_gaias(decam):
-    """Every Gaia star on a cutout lies within 0.1 arcsec, its proper motion applied."""
+    """Every Gaia star on a cutout whose core has no bad pixel lies within 0.1 arcsec, its proper motion applied."""
     repo = Repo(decam)
     survey = Workspace.open(decam).survey()
     gaia = repo.read_refcat("gaia", *FIELD, 0.05)
     matched = 0
-    for name, table in read_sources(repo).items():
+    for name, sources in read_sources(repo).items():
+        table = sources[sources.usable]
         years = (survey.exposures[name].mjd - 51544.5) / 365.25 + 2000.0 - gaia["ref_epoch_yr"]
         ra = gaia["ra"] + years * gaia["pmra"] / 3.6e6 / np.cos(np.radians(gaia["dec"]))
         dec = gaia["dec"] + years * gaia["pmdec"] / 3.6e6
@@ -93,7 +94,7 @@ def test_decam_positions_are_gaias(decam):
         )
         matched += len(mine)
         assert np.hypot(east, north).max() <= 100, f"{name}: {np.hypot(east, north)} mas"
-    assert matched >= 9
+    assert matched >= 26  # of 27: three on each of nine, one with a bad pixel
 
 
 def test_decam_stacks_are_as_deep_as_their_inputs_allow(decam):
