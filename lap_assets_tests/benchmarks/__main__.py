@@ -6,6 +6,7 @@ NAME is the beginning of a benchmark's name (`spine`, `spine.demo`).
 import argparse
 import sys
 
+from lap_assets.pipeline.compute import configure_process
 from lap_assets_tests.benchmarks import astrometry, exposures, lap, masters, spine
 from lap_assets_tests.benchmarks.results import print_rows, write_rows
 
@@ -19,6 +20,7 @@ BENCHMARKS = {
 
 
 def main() -> int:
+    configure_process()  # one BLAS thread, as everywhere
     parser = argparse.ArgumentParser(prog="make bench", description=__doc__)
     parser.add_argument("--only", default="", help="run only benchmarks whose name begins so")
     parser.add_argument("--list", action="store_true", help="list the benchmarks")
