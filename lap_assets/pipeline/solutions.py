@@ -16,6 +16,7 @@ from astropy.wcs import WCS
 from lap_assets.errors import NotFound, UnprocessableData
 from lap_assets.model.camera import ColourTerm, header_footprint, load_camera
 from lap_assets.model.ids import DataId
+from lap_assets.model.image import MaskedImage
 from lap_assets.model.survey import Survey
 from lap_assets.pipeline.solution_document import (
     SolvedChip,
@@ -41,6 +42,8 @@ from lap_assets.store.repo import Repo
 log = logging.getLogger(__name__)
 
 J2000_MJD, JULIAN_YEAR_D = 51544.5, 365.25
+_WIDE = 1.2  # times the FWHM (or half-light radius of stars) of the other chips: too wide
+_MIN_CHIPS_TO_COMPARE = 3
 
 
 def plan(survey: Survey, repo: Repo, settings: Settings, collection: str, partition: str) -> list[Task]:
@@ -94,26 +97,36 @@ def make(task: Task, repo: Repo) -> Output:
 
 
 def _measure_chips(task: Task, repo: Repo) -> dict[str, SolvedChip]:
-    chosen = task.settings.solutions
-    chips = {}
+    chips = {pin.data_id.unit: _measure_chip(task, repo.read_image(pin)) for pin in task.pins("chips")}
+    widths = {name: chip.measured.shape.fwhm_px for name, chip in chips.items() if chip.measured}
+    usual = float(np.median(list(widths.values()))) if len(widths) >= _MIN_CHIPS_TO_COMPARE else np.inf
     for pin in task.pins("chips"):
+        # the chips share the seeing: where one is much wider, galaxies were taken for stars
         name = pin.data_id.unit
-        image = repo.read_image(pin)
-        chip = SolvedChip(image.header, image.shape)
-        try:
-            chip.measured = catalog_chip(
-                image, mesh_px=chosen.background_mesh_px, threshold_sigma=chosen.detection_sigma,
-                min_px=chosen.detection_min_px, aperture_fwhm=chosen.aperture_fwhm,
-                total_fwhm=chosen.total_aperture_fwhm, stamp_px=chosen.psf_stamp_px, degree=chosen.psf_degree,
-                max_stars=chosen.psf_max_stars,
-                max_trail_ellipticity=chosen.max_trail_ellipticity,
-            )  # fmt: skip
-        except UnprocessableData as error:
-            chip.reason = str(error)
-            log.warning("chip %s: %s", name, error)
-        chips[name] = chip
+        if widths.get(name, 0.0) > _WIDE * usual:
+            log.warning("chip %s: FWHM %.2f px, the others have %.2f: stars chosen again", name, widths[name], usual)
+            others = [one.measured for other, one in chips.items() if widths.get(other, np.inf) <= _WIDE * usual]
+            radius = float(np.median(np.concatenate([one.sources.radius[one.sources.is_star] for one in others])))
+            chips[name] = _measure_chip(task, repo.read_image(pin), _WIDE * radius)
     _share_aperture_corrections([chip for _, chip in sorted(chips.items()) if chip.measured])
     return chips
+
+
+def _measure_chip(task: Task, image: MaskedImage, max_star_radius_px: float = np.inf) -> SolvedChip:
+    chosen = task.settings.solutions
+    chip = SolvedChip(image.header, image.shape)
+    try:
+        chip.measured = catalog_chip(
+            image, mesh_px=chosen.background_mesh_px, threshold_sigma=chosen.detection_sigma,
+            min_px=chosen.detection_min_px, aperture_fwhm=chosen.aperture_fwhm,
+            total_fwhm=chosen.total_aperture_fwhm, stamp_px=chosen.psf_stamp_px, degree=chosen.psf_degree,
+            max_stars=chosen.psf_max_stars, max_trail_ellipticity=chosen.max_trail_ellipticity,
+            max_star_radius_px=max_star_radius_px,
+        )  # fmt: skip
+    except UnprocessableData as error:
+        chip.reason = str(error)
+        log.warning("chip %s: %s", image.header.get("CHIP", ""), error)
+    return chip
 
 
 def _share_aperture_corrections(chips: list[SolvedChip]) -> None:

@@ -65,6 +65,7 @@ def catalog_chip(
     degree: int = 2,
     max_stars: int = 250,
     max_trail_ellipticity: float = 0.4,
+    max_star_radius_px: float = np.inf,
 ) -> ChipCatalog:
     """Measure a calibrated chip.
 
@@ -82,6 +83,8 @@ def catalog_chip(
         Of the PSF model.
     max_trail_ellipticity : float
         (a² − b²)/(a² + b²) that the bright sources may have in common.
+    max_star_radius_px : float
+        Half-light radius above which a source is no star, where the seeing is known from elsewhere.
 
     Raises
     ------
@@ -98,11 +101,11 @@ def catalog_chip(
     sky_free = image.sci - evaluate_background(background.mesh, image.shape)
     sources = measure_sources(sky_free, image.var, image.mask, sources, aperture_fwhm * _FIRST_FWHM_PX)
     _refuse_trailed(sources, max_trail_ellipticity)
-    psf, residuals = fit_stars(image, sky_free, sources, stamp_px, degree, max_stars)
+    psf, residuals = fit_stars(image, sky_free, sources, stamp_px, degree, max_stars, max_star_radius_px)
     shape, fwhm_moffat, beta = _mean_shape(psf, image.shape)
     sources = recenter_sources(sky_free, image.var, image.mask, sources, shape.fwhm_px)
     sources = measure_sources(sky_free, image.var, image.mask, sources, aperture_fwhm * shape.fwhm_px)
-    stars = select_stars(sources)
+    stars = select_stars(sources, max_radius_px=max_star_radius_px)
     relative, correction, error = _correct_apertures(
         image, sky_free, sources, stars, psf, aperture_fwhm * shape.fwhm_px, total_fwhm * shape.fwhm_px
     )
@@ -144,10 +147,12 @@ def _refuse_trailed(sources: pd.DataFrame, limit: float) -> None:
 
 
 def fit_stars(
-    image: MaskedImage, sky_free: np.ndarray, sources: pd.DataFrame, stamp_px: int, degree: int, max_stars: int
-) -> tuple[PsfModel, PsfResiduals]:
+    image: MaskedImage, sky_free: np.ndarray, sources: pd.DataFrame, stamp_px: int, degree: int, max_stars: int,
+    max_radius_px: float = np.inf,
+) -> tuple[PsfModel, PsfResiduals]:  # fmt: skip
     """PSF model from the brightest stars, and how it fits those that are reserved."""
-    stars = sources[select_stars(sources)].sort_values("flux", ascending=False, kind="stable").head(max_stars)
+    chosen = select_stars(sources, max_radius_px=max_radius_px)
+    stars = sources[chosen].sort_values("flux", ascending=False, kind="stable").head(max_stars)
     reserved = reserve_stars(stars.x.to_numpy(), stars.y.to_numpy())
     fitted, kept = stars[~reserved], stars[reserved]
     unusable = ~image.usable

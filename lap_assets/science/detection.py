@@ -116,11 +116,14 @@ def measure_sources(
     return sources.assign(flux=flux, flux_err=error, radius=half.astype(np.float32))
 
 
-def select_stars(sources: pd.DataFrame, min_snr: float = 30.0, max_width: float = 0.15) -> np.ndarray:
+def select_stars(
+    sources: pd.DataFrame, min_snr: float = 30.0, max_width: float = 0.15, max_radius_px: float = np.inf
+) -> np.ndarray:
     """Which sources are on the stellar locus: the size that bright, unflagged sources share.
 
     The locus is the lowest-lying dense stretch of half-light radii of bright sources (half-sample mode, Robertson &
-    Cryer 1974), kept within 3 robust sigmas and within `max_width` of it relatively.
+    Cryer 1974), kept within 3 robust sigmas and within `max_width` of it relatively; sources larger than
+    `max_radius_px` are none, where the seeing is known.
 
     Returns
     -------
@@ -129,7 +132,8 @@ def select_stars(sources: pd.DataFrame, min_snr: float = 30.0, max_width: float 
     clean = (sources["mask"].to_numpy() == 0) & (sources.sep_flag.to_numpy() & ~2 == 0)
     snr = sources.flux.to_numpy() / np.maximum(sources.flux_err.to_numpy(), 1e-20)
     size = sources.radius.to_numpy()
-    bright = clean & (snr > min_snr) & (size > 0.5) & (sources.b.to_numpy() > 0.6 * sources.a.to_numpy())
+    bright = clean & (snr > min_snr) & (size > 0.5) & (size < max_radius_px)
+    bright &= sources.b.to_numpy() > 0.6 * sources.a.to_numpy()
     if bright.sum() < 3:
         return bright
     # galaxies outnumber stars only among the larger half of the sources

@@ -1,6 +1,7 @@
 """Detection: stars are found, centred and measured to their noise; galaxies and flawed sources are told apart."""
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from lap_assets.errors import UnprocessableData
@@ -121,3 +122,15 @@ def test_an_image_without_usable_pixels_is_unprocessable():
         detect_sources(
             np.zeros((32, 32), np.float32), np.zeros((32, 32), np.float32), np.zeros((32, 32), np.int16), 3.0, 5
         )
+
+
+def test_a_cluster_s_galaxies_are_no_stars_where_the_seeing_is_known():
+    """A chip full of galaxies of one size: they are the densest locus; the stars' own is found below a limit."""
+    rng = np.random.default_rng(8)
+    radius = np.concatenate([rng.normal(1.75, 0.03, 25), rng.normal(2.5, 0.02, 150)])
+    table = pd.DataFrame(
+        {"radius": radius, "flux": 1e4, "flux_err": 50.0, "a": 1.5, "b": 1.45, "mask": 0, "sep_flag": 0}
+    )
+    assert radius[select_stars(table)].min() > 2.3
+    chosen = select_stars(table, max_radius_px=1.2 * 1.8)
+    assert chosen.sum() > 20 and radius[chosen].max() < 1.9
