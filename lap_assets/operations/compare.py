@@ -12,10 +12,13 @@ import numpy as np
 import pandas as pd
 
 from lap_assets.model.ids import DataId
+from lap_assets.model.products import get_product
 from lap_assets.store.repo import Repo
 
 # how far products of the same recipe may lie apart in two environments
 IMAGE_TOLERANCE_SIGMA = 0.01  # of the pixel's own noise, 99.9th percentile
+# compressed images are rounded to a 16th of it: what lies at the edge of a step falls to either side
+COMPRESSED_TOLERANCE_SIGMA = 0.1
 TABLE_TOLERANCE_RELATIVE = 1e-3  # median over rows, worst column; every number of a document
 MASK_TOLERANCE = 1e-4  # share of pixels
 
@@ -91,7 +94,8 @@ def measure_member(here: Repo, there: Repo, data_id: DataId, name: str) -> list[
     if name not in here.manifest(data_id).members or name not in there.manifest(data_id).members:
         return [("is in one of them only", np.inf, 1.0)]
     if name.endswith(".fits"):
-        return measure_planes(here.read_planes(data_id, name), there.read_planes(data_id, name))
+        limit = COMPRESSED_TOLERANCE_SIGMA if get_product(data_id.product).compressed else IMAGE_TOLERANCE_SIGMA
+        return measure_planes(here.read_planes(data_id, name), there.read_planes(data_id, name), limit)
     if name.endswith(".parquet"):
         return [
             (*measure_tables(here.read_table(data_id, name), there.read_table(data_id, name)), TABLE_TOLERANCE_RELATIVE)
@@ -100,8 +104,13 @@ def measure_member(here: Repo, there: Repo, data_id: DataId, name: str) -> list[
     return [(*measure_numbers(mine, theirs), TABLE_TOLERANCE_RELATIVE)]
 
 
-def measure_planes(mine: dict[str, Any], theirs: dict[str, Any]) -> list[tuple[str, float, float]]:
-    """Science in sigma, other floats relative to their median size (99.9th percentile), integers by share changed."""
+def measure_planes(
+    mine: dict[str, Any], theirs: dict[str, Any], limit: float = IMAGE_TOLERANCE_SIGMA
+) -> list[tuple[str, float, float]]:
+    """Science in sigma, other floats relative to their median size (99.9th percentile), integers by share changed.
+
+    `limit` is that of floats.
+    """
     if set(mine) != set(theirs) or any(mine[name][0].shape != theirs[name][0].shape for name in mine):
         return [("planes or shapes", np.inf, 1.0)]
     measured = []
@@ -112,12 +121,10 @@ def measure_planes(mine: dict[str, Any], theirs: dict[str, Any]) -> list[tuple[s
         elif name == "SCI" and "VAR" in mine:
             good = mine["VAR"][0] > 0
             sigma = np.abs(a.astype(float) - b)[good] / np.sqrt(mine["VAR"][0][good])
-            measured.append(("SCI (sigma)", percentile(sigma), IMAGE_TOLERANCE_SIGMA))
+            measured.append(("SCI (sigma)", percentile(sigma), limit))
         else:
             size = float(np.median(np.abs(a[a != 0]))) if np.any(a != 0) else 1.0
-            measured.append(
-                (f"{name} (relative)", percentile(np.abs(a.astype(float) - b) / size), IMAGE_TOLERANCE_SIGMA)
-            )
+            measured.append((f"{name} (relative)", percentile(np.abs(a.astype(float) - b) / size), limit))
     return measured
 
 
@@ -190,6 +197,7 @@ def describe_comparison(result: Comparison) -> list[str]:
     if result.different:
         lines.append(
             f"{len(result.beyond)} beyond tolerance "
-            f"({IMAGE_TOLERANCE_SIGMA} sigma per pixel, {TABLE_TOLERANCE_RELATIVE:g} in tables)"
+            f"({IMAGE_TOLERANCE_SIGMA} sigma per pixel, {COMPRESSED_TOLERANCE_SIGMA} where compressed, "
+            f"{TABLE_TOLERANCE_RELATIVE:g} in tables)"
         )
     return lines

@@ -15,7 +15,7 @@ from astropy.io import fits
 from astropy.utils.exceptions import AstropyUserWarning
 
 from lap_assets.errors import UnprocessableData
-from lap_assets.science.rice import decode_rows
+from lap_assets.store.rice import decode_rows
 
 _DTYPES = {8: "u1", 16: ">i2", 32: ">i4", -32: ">f4", -64: ">f8"}
 # cards that describe the table of a compressed image, not the image

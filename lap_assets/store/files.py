@@ -6,8 +6,8 @@ when it becomes visible is `publish.py`'s.
 
 import hashlib
 import os
-from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -20,9 +20,11 @@ from lap_assets.model.ids import check_name
 from lap_assets.model.image import MaskedImage
 from lap_assets.model.products import Member, Product
 from lap_assets.store import fits_format, table_format
-from lap_assets.store.fits_format import MalformedFile, Plane
+from lap_assets.store.fits_format import ImageHdu, MalformedFile
+from lap_assets.store.plane_passes import measure_plane
 
 NOT_CONTENT = frozenset({"preview.png"})  # pictures for people: listed and hashed, but no part of the content
+_STRETCH = 1 << 24  # bytes after which the kernel is told to begin with writing them
 _PNG = b"\x89PNG\r\n\x1a\n"
 
 
@@ -39,8 +41,8 @@ class MemberRecord:
 # ---- writing
 
 
-def check_members(product: Product, members: Mapping[str, Any]) -> dict[str, Any]:
-    """The members ready to be written, in the order of their names.
+def check_members(product: Product, members: Mapping[str, Any], complete: bool = True) -> dict[str, Any]:
+    """The members ready to be written, in the order of their names; `complete`: no other members come besides.
 
     Raises
     ------
@@ -50,7 +52,7 @@ def check_members(product: Product, members: Mapping[str, Any]) -> dict[str, Any
     """
     known = {member.name: member for member in product.members}
     missing = [name for name, member in known.items() if name not in members and not member.optional]
-    if missing:
+    if missing and complete:
         raise PermanentFailure(f"member {', '.join(missing)} is missing; the product table asks for it")
     ready = {}
     for name in sorted(members):
@@ -76,23 +78,27 @@ def _check_value(member: Member, value: Any) -> Any:
     raise PermanentFailure(f"{member.name}: cannot be written from {type(value).__name__}")
 
 
-def _check_planes(member: Member, value: Any) -> dict[str, Plane]:
+def _check_planes(member: Member, value: Any) -> dict[str, ImageHdu]:
     if isinstance(value, MaskedImage):
         value = fits_format.planes_of_image(value)
     if not isinstance(value, Mapping):
         raise PermanentFailure(f"{member.name}: cannot be written from {type(value).__name__}")
-    planes: dict[str, Plane] = {}
+    hdus: dict[str, ImageHdu] = {}
     for name, plane in value.items():
         array, header = plane if isinstance(plane, tuple) else (plane, fits_format.fits.Header())
         if check_name(name, "plane") != name.upper():
             raise PermanentFailure(f"{member.name}: plane {name} must be written in capitals")
-        planes[name] = (fits_format.normalise_plane(name, array), header)
-    check_structure(member, {name: array for name, (array, _) in planes.items()})
-    return planes
+        hdus[name] = fits_format.prepare_plane(name, array, header)
+    arrays = {name: hdu.array for name, hdu in hdus.items()}
+    check_structure(member, arrays, {name: hdu.n_not_finite for name, hdu in hdus.items()})
+    return hdus
 
 
-def check_structure(member: Member, arrays: Mapping[str, np.ndarray]) -> None:
-    """Raise `PermanentFailure` unless the planes of a FITS member are those of the product table and finite."""
+def check_structure(member: Member, arrays: Mapping[str, np.ndarray], not_finite: Mapping[str, int]) -> None:
+    """Raise `PermanentFailure` unless the planes of a FITS member are those of the product table and finite.
+
+    `not_finite` counts, for each plane, the pixels that are not.
+    """
     missing = [name for name in member.planes if name not in arrays]
     if missing or not arrays:
         raise PermanentFailure(f"{member.name}: plane {', '.join(missing) or 'of any name'} is missing")
@@ -100,7 +106,7 @@ def check_structure(member: Member, arrays: Mapping[str, np.ndarray]) -> None:
     if member.planes and len(set(shapes.values())) > 1:
         raise PermanentFailure(f"{member.name}: planes differ in shape: {shapes}")
     for name, array in arrays.items():
-        if array.dtype.kind == "f" and not np.isfinite(array).all():
+        if not_finite[name]:
             bad = np.argwhere(~np.isfinite(array))
             where = ", ".join(str(int(i)) for i in bad[0])
             raise PermanentFailure(f"{member.name}: plane {name} is not finite in {len(bad)} pixels, first [{where}]")
@@ -112,28 +118,58 @@ def _check_columns(member: Member, columns: Sequence[str]) -> None:
         raise PermanentFailure(f"{member.name}: column {', '.join(missing)} is missing")
 
 
+def compress_members(ready: Iterable[tuple[str, Any]]) -> Iterator[tuple[str, Any]]:
+    """Yield members as `check_members` made them, the planes of FITS members tile-compressed, one member at a time.
+
+    The noise of images that come without a variance is that of `image.fits`, which stands before them.
+    """
+    variance = None
+    for name, value in ready:
+        if isinstance(value, dict):
+            variance = value["VAR"].array if name == "image.fits" and "VAR" in value else variance
+            value = fits_format.compress_hdus(value, variance)
+        yield name, value
+
+
 def write_member(path: Path, value: Any, provenance: Mapping[str, str]) -> MemberRecord:
     """Write what `check_members` returned to a new file, fsynced, and hashed while it is written."""
     if isinstance(value, dict):
-        # the two hashes cost more than the writing: the second is taken while the first waits for the disk
-        with ThreadPoolExecutor(1) as pool:
-            content = pool.submit(fits_format.hash_planes, value)
-            written = _write_file(path, fits_format.encode_planes(value, provenance))
+        # the two hashes cost more than all else: each is taken in a thread of its own while this one writes
+        with ThreadPoolExecutor(2) as pool:
+            content = pool.submit(fits_format.hash_hdus, value)
+            written = _write_hashed(path, fits_format.encode_hdus(value, provenance), pool)
             return MemberRecord(path.name, *written, content.result())
     if isinstance(value, pd.DataFrame):
         data, content = table_format.encode_table(value)
-        return MemberRecord(path.name, *_write_file(path, [data]), content)
-    size, digest = _write_file(path, [value])
+        return MemberRecord(path.name, *_write_file(path, data), content)
+    size, digest = _write_file(path, value)
     return MemberRecord(path.name, size, digest, digest)
 
 
-def _write_file(path: Path, pieces: Iterable[bytes | memoryview]) -> tuple[int, str]:
-    digest, size = hashlib.sha256(), 0
+def _write_file(path: Path, data: bytes) -> tuple[int, str]:
+    with path.open("xb", buffering=0) as stream:
+        _write_all(stream, data)
+        os.fsync(stream.fileno())
+    return len(data), hashlib.sha256(data).hexdigest()
+
+
+def _write_hashed(path: Path, pieces: Iterable[bytes | memoryview], pool: Executor) -> tuple[int, str]:
+    """Write pieces of which each is valid until the second one after it is asked for; returns size and SHA-256.
+
+    The kernel is told to begin with each stretch at once: at the end, fsync then waits for the last one only.
+    """
+    digest, size, begun = hashlib.sha256(), 0, 0
+    hashed: Future[None] = pool.submit(digest.update, b"")
     with path.open("xb", buffering=0) as stream:
         for piece in pieces:
-            digest.update(piece)
+            hashed.result()  # one at a time, in order
+            hashed = pool.submit(digest.update, piece)
             _write_all(stream, piece)
             size += len(piece)
+            if size - begun >= _STRETCH:
+                os.posix_fadvise(stream.fileno(), begun, size - begun, os.POSIX_FADV_DONTNEED)
+                begun = size
+        hashed.result()
         os.fsync(stream.fileno())
     return size, digest.hexdigest()
 
@@ -202,7 +238,8 @@ def decode_content(stream: BinaryIO, name: str, member: Member | None) -> str:
     if kind == ".fits":
         arrays, content = fits_format.hash_decoded(stream)
         if member:
-            _as_malformed(check_structure, member, arrays)
+            not_finite = {name: measure_plane(array)[1] for name, array in arrays.items()}
+            _as_malformed(check_structure, member, arrays, not_finite)
         return content
     data = stream.read()
     if kind == ".parquet":

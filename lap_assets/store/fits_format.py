@@ -1,44 +1,89 @@
 """FITS files of the store: an empty primary HDU and named image planes, to bytes and back.
 
 The bytes depend on the planes, their headers and the provenance cards alone (no clock, path or library version in
-them). Every HDU carries DATASUM and CHECKSUM, so that reading detects a flipped bit at the price of one pass over
-the data. What a product must contain is checked in `files.py`, not here.
+them). Planes are written as they are, or as compressed images (`fits_tiles.py`); headers and checksums are
+`fits_headers.py`'s. What a product must contain is checked in `files.py`, not here.
 """
 
 import hashlib
 import math
-import re
 from collections.abc import Iterator, Mapping
-from typing import BinaryIO
+from dataclasses import dataclass
+from typing import Any, BinaryIO
 
 import numpy as np
 from astropy.io import fits
-from astropy.io.fits.verify import VerifyError
 
 from lap_assets.errors import PermanentFailure
 from lap_assets.model.image import Mask, MaskedImage
+from lap_assets.store import fits_tiles, quantisation
+from lap_assets.store.fits_headers import (
+    BITPIX,
+    BLOCK,
+    MalformedFile,
+    encode_header,
+    fold_sum,
+    make_image_header,
+    parse_header,
+    read_header,
+    read_structure,
+    select_content,
+    select_wcs_cards,
+    strip_header,
+)
+from lap_assets.store.fits_tiles import TiledHdu
+from lap_assets.store.plane_passes import measure_plane, sum_pixels, swap_bytes
+
+__all__ = ["BLOCK", "MalformedFile", "select_wcs_cards"]
 
 Plane = tuple[np.ndarray, fits.Header]
 
-BLOCK = 2880
-_CHUNK = 1 << 18  # elements swapped at a time: stays in the processor's cache
-_BITPIX = {"u1": 8, "i2": 16, "i4": 32, "i8": 64, "f4": -32, "f8": -64}
-_DTYPE = {bitpix: np.dtype(code) for code, bitpix in _BITPIX.items()}
-_MAX_HEADER_BLOCKS = 1000
-# cards that describe the file, not its content
-_STRUCTURAL = re.compile(
-    r"SIMPLE|XTENSION|BITPIX|NAXIS\d*|EXTEND|PCOUNT|GCOUNT|GROUPS|EXTNAME|EXTVER|EXTLEVEL|BSCALE|BZERO|BLANK"
-    r"|CHECKSUM|DATASUM|ZHECKSUM|ZDATASUM|END|DATE|HISTORY|COMMENT|ORIGIN|INHERIT|"
-)
-_DATASUM = re.compile(rb"DATASUM = '(\d{1,10}) *'")
-_WCS = re.compile(
-    r"WCSAXES|WCSNAME|CTYPE\d|CRVAL\d|CRPIX\d|CDELT\d|CUNIT\d|CROTA\d|CD\d_\d|PC\d_\d|PV\d_\d+"
-    r"|(A|B|AP|BP)_(ORDER|DMAX|\d_\d)|LONPOLE|LATPOLE|RADESYS|EQUINOX|MJDREF"
-)
+PIECE = 1 << 20  # bytes turned round at a time: stays in the processor's cache
+N_BUFFERS = 2  # pieces that are valid at a time
 
 
-class MalformedFile(Exception):
-    """A file is not what its format asks for; the readers above add product, path and the cure."""
+@dataclass(frozen=True)
+class ImageHdu:
+    """A plane ready to be written as it is.
+
+    Attributes
+    ----------
+    name : str
+    array : array in the machine's byte order, contiguous
+    header : fits.Header
+        Of the HDU, without checksums.
+    datasum : int
+    n_not_finite : int
+        Pixels that are NaN or infinite.
+    """
+
+    name: str
+    array: np.ndarray
+    header: fits.Header
+    datasum: int
+    n_not_finite: int
+
+    @property
+    def size(self) -> int:
+        return self.array.nbytes
+
+    @property
+    def digest(self) -> bytes:
+        """Digest of the plane: name, type, shape, the cards that say what it is, little-endian pixels."""
+        digest = start_digest(self.name, self.array.dtype, self.array.shape, self.header)
+        digest.update(np.ascontiguousarray(self.array, dtype=self.array.dtype.newbyteorder("<")))
+        return digest.digest()
+
+    def make_pieces(self) -> Iterator[memoryview]:
+        """The big-endian bytes; the last `N_BUFFERS` pieces are valid."""
+        flat = self.array.reshape(-1)
+        step = PIECE // flat.itemsize
+        buffers = [np.empty(min(flat.size, step), flat.dtype) for _ in range(min(N_BUFFERS, -(-flat.size // step)))]
+        for i, start in enumerate(range(0, flat.size, step)):
+            piece = flat[start : start + step]
+            out = buffers[i % N_BUFFERS][: piece.size]
+            swap_bytes(piece, out)
+            yield memoryview(out).cast("B")
 
 
 # ---- to bytes
@@ -70,9 +115,11 @@ def image_of_planes(planes: Mapping[str, Plane]) -> MaskedImage:
     return MaskedImage(sci=sci, mask=mask, var=var, header=header, planes=arrays)
 
 
-def select_wcs_cards(header: fits.Header) -> fits.Header:
-    """The cards of `header` that make up its world coordinate system."""
-    return fits.Header([card for card in header.cards if _WCS.fullmatch(card.keyword)])
+def prepare_plane(name: str, array: np.ndarray, header: fits.Header) -> ImageHdu:
+    """A plane ready to be written; raises `PermanentFailure` for types FITS does not have."""
+    array = normalise_plane(name, array)
+    total, n_not_finite = measure_plane(array)
+    return ImageHdu(name, array, make_image_header(name, array, header), fold_sum(total), n_not_finite)
 
 
 def normalise_plane(name: str, array: np.ndarray) -> np.ndarray:
@@ -80,125 +127,68 @@ def normalise_plane(name: str, array: np.ndarray) -> np.ndarray:
     array = np.asarray(array)
     if array.dtype == bool:
         array = array.astype(np.uint8)
-    if array.dtype.str[1:] not in _BITPIX or array.ndim == 0 or array.size == 0:
+    if array.dtype.str[1:] not in BITPIX or array.ndim == 0 or array.size == 0:
         raise PermanentFailure(f"plane {name}: cannot store type {array.dtype} of shape {array.shape} in FITS")
     return np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("="))
 
 
-def encode_planes(planes: Mapping[str, Plane], provenance: Mapping[str, str]) -> Iterator[bytes | memoryview]:
-    """Yield the bytes of the file piece by piece; a yielded buffer is valid until the next one is asked for.
+def compress_hdus(hdus: Mapping[str, ImageHdu], variance: np.ndarray | None) -> dict[str, ImageHdu | TiledHdu]:
+    """The planes tile-compressed where that keeps what they say.
+
+    Integers stay as they are to the bit. Floats are rounded: VAR to 1e-3 of its value, SCI to a small fraction of the
+    noise that VAR tells, that of the file itself or else `variance`. All other planes are left alone, and those whose
+    values are too far apart.
+    """
+    noise = hdus["VAR"].array if "VAR" in hdus else variance
+    compressed: dict[str, ImageHdu | TiledHdu] = {}
+    for name, hdu in hdus.items():
+        steps = _choose_steps(hdu, noise) if hdu.array.dtype.kind == "f" else None
+        made = None
+        if fits_tiles.can_compress(hdu.array, steps):
+            digest = start_digest(name, hdu.array.dtype, hdu.array.shape, hdu.header)
+            made = fits_tiles.compress_plane(name, hdu.array, hdu.header, digest, steps)
+        compressed[name] = made or hdu
+    return compressed
+
+
+def _choose_steps(hdu: ImageHdu, noise: np.ndarray | None) -> np.ndarray | None:
+    usable = noise is not None and noise.shape == hdu.array.shape and noise.ndim == 2
+    if hdu.array.dtype != np.float32 or not usable or hdu.name not in ("SCI", "VAR"):
+        return None
+    choose = quantisation.choose_variance_steps if hdu.name == "VAR" else quantisation.choose_image_steps
+    return choose(noise)
+
+
+def encode_hdus(hdus: Mapping[str, ImageHdu | TiledHdu], provenance: Mapping[str, str]) -> Iterator[bytes | memoryview]:
+    """Yield the bytes of the file piece by piece; the last `N_BUFFERS` of them are valid.
 
     Parameters
     ----------
-    planes : mapping of HDU name to (array, header)
-        Arrays as `normalise_plane` returns them.
+    hdus : mapping of HDU name to plane
     provenance : mapping of keyword to value
         Cards of the primary HDU; no part of the content hash.
     """
     primary = fits.Header([("SIMPLE", True), ("BITPIX", 8), ("NAXIS", 0), ("EXTEND", True), *provenance.items()])
-    yield _finish_header(primary, 0)
-    for name, (array, header) in planes.items():
-        yield _finish_header(_extension_header(name, array, header), sum_words(array))
-        yield from _swap_chunks(array)
-        yield bytes(-array.nbytes % BLOCK)
+    yield encode_header(primary, 0)
+    for hdu in hdus.values():
+        yield encode_header(hdu.header.copy(), hdu.datasum)
+        yield from hdu.make_pieces()
+        yield bytes(-hdu.size % BLOCK)
 
 
-def hash_planes(planes: Mapping[str, Plane]) -> str:
+def hash_hdus(hdus: Mapping[str, ImageHdu | TiledHdu]) -> str:
     """Content hash of a FITS member from what is to be written: equal to that of what will be read."""
-    digests = []
-    for name, (array, header) in planes.items():
-        text = _extension_header(name, array, header).tostring(endcard=False, padding=False)
-        digests.append(_hash_plane(name, array, _select_content(text)))
-    return _combine_digests(digests)
+    return _combine_digests([hdu.digest for hdu in hdus.values()])
 
 
-def _hash_plane(name: str, array: np.ndarray, cards: str) -> bytes:
-    """Digest of one decoded plane: name, type, shape, the cards that say what it is, little-endian pixels."""
-    digest = hashlib.sha256(f"{name} {array.dtype.str[1:]} {array.shape}\n{cards}\n".encode("ascii"))
-    digest.update(np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<")))
-    return digest.digest()
+def start_digest(name: str, dtype: np.dtype, shape: tuple[int, ...], header: fits.Header | str) -> Any:
+    """Digest of a plane that has yet to be given the little-endian pixels; `header` as such or as its text."""
+    text = header if isinstance(header, str) else header.tostring(endcard=False, padding=False)
+    return hashlib.sha256(f"{name} {dtype.str[1:]} {shape}\n{select_content(text)}\n".encode("ascii"))
 
 
 def _combine_digests(digests: list[bytes]) -> str:
     return hashlib.sha256(b"".join(digests)).hexdigest()
-
-
-def _select_content(text: str) -> str:
-    cards = (text[i : i + 80] for i in range(0, len(text), 80))
-    return "".join(card for card in cards if not _STRUCTURAL.fullmatch(card[:8].strip()))
-
-
-def _extension_header(name: str, array: np.ndarray, header: fits.Header) -> fits.Header:
-    cards = [("XTENSION", "IMAGE"), ("BITPIX", _BITPIX[array.dtype.str[1:]]), ("NAXIS", array.ndim)]
-    cards += [(f"NAXIS{i}", n) for i, n in enumerate(reversed(array.shape), start=1)]
-    cards += [("PCOUNT", 0), ("GCOUNT", 1), ("EXTNAME", name)]
-    kept = [card for card in header.cards if not _STRUCTURAL.fullmatch(card.keyword)]
-    return fits.Header([*cards, *kept])
-
-
-def _finish_header(header: fits.Header, datasum: int) -> bytes:
-    """The header as bytes, with DATASUM and CHECKSUM (FITS standard 4.0, section 4.4.2.7 and appendix J)."""
-    header["CHECKSUM"] = "0" * 16
-    header["DATASUM"] = str(datasum)
-    try:
-        text = header.tostring().encode("ascii")
-    except (ValueError, VerifyError) as error:
-        raise PermanentFailure(f"a header card cannot be written to FITS: {error}") from None
-    total = _fold(_sum_bytes(text) + datasum)
-    return text.replace(b"CHECKSUM= '0000000000000000'", b"CHECKSUM= '" + _encode_sum(~total & 0xFFFFFFFF) + b"'")
-
-
-def _encode_sum(value: int) -> bytes:
-    """ASCII form of a 32-bit checksum (FITS standard 4.0, appendix J)."""
-    characters = bytearray(16)
-    for i in range(4):
-        quotient, remainder = divmod((value >> (24 - 8 * i)) & 0xFF, 4)
-        four = [quotient + 48] * 4
-        four[0] += remainder
-        while any(58 <= c <= 64 or 91 <= c <= 96 for c in four):  # punctuation is not allowed
-            for j in (0, 2):
-                if any(58 <= c <= 64 or 91 <= c <= 96 for c in four[j : j + 2]):
-                    four[j] += 1
-                    four[j + 1] -= 1
-        for j in range(4):
-            characters[4 * j + i] = four[j]
-    return bytes(characters[-1:] + characters[:-1])
-
-
-def _swap_chunks(array: np.ndarray) -> Iterator[memoryview]:
-    flat = array.reshape(-1)
-    buffer = np.empty(min(flat.size, _CHUNK), dtype=flat.dtype)
-    for start in range(0, flat.size, _CHUNK):
-        piece = flat[start : start + _CHUNK]
-        out = buffer[: piece.size]
-        out[:] = piece
-        yield memoryview(out.byteswap(inplace=True)).cast("B")
-
-
-def sum_words(array: np.ndarray) -> int:
-    """Ones' complement sum of the big-endian 32-bit words of a native array, zero-padded: the value of DATASUM."""
-    flat = array.reshape(-1)
-    if flat.dtype.itemsize == 1:
-        return _fold(_sum_bytes(flat.tobytes()))
-    words = flat.view(f"u{flat.dtype.itemsize}")
-    if words.itemsize == 2:
-        total = (int(words[0::2].sum(dtype=np.uint64)) << 16) + int(words[1::2].sum(dtype=np.uint64))
-    elif words.itemsize == 4:
-        total = int(words.sum(dtype=np.uint64))
-    else:
-        halves = words.view(np.uint32)
-        total = int(halves[0::2].sum(dtype=np.uint64)) + int(halves[1::2].sum(dtype=np.uint64))
-    return _fold(total)
-
-
-def _sum_bytes(text: bytes) -> int:
-    return int(np.frombuffer(text + bytes(-len(text) % 4), dtype=">u4").sum(dtype=np.uint64))
-
-
-def _fold(total: int) -> int:
-    while total >> 32:
-        total = (total & 0xFFFFFFFF) + (total >> 32)
-    return total
 
 
 # ---- from bytes
@@ -219,7 +209,7 @@ def decode_planes(
     for name, header, _, array in _read_hdus(stream, names):
         seen.add(name)
         if array is not None:
-            planes[name] = (array, _strip_header(header))
+            planes[name] = (array, strip_header(header))
     missing = [name for name in (*(names or ()), *needed) if name not in seen]
     if missing:
         raise MalformedFile(f"no HDU {', '.join(missing)}")
@@ -230,7 +220,7 @@ def decode_first_header(stream: BinaryIO) -> fits.Header:
     """Header of the first image plane, without reading any pixels."""
     for name, header, _, _ in _read_hdus(stream, ()):
         if name:
-            return _strip_header(header)
+            return strip_header(header)
     raise MalformedFile("there is no image HDU")
 
 
@@ -240,98 +230,115 @@ def hash_decoded(stream: BinaryIO) -> tuple[dict[str, np.ndarray], str]:
     for name, _, text, array in _read_hdus(stream, None):
         if array is not None:
             arrays[name] = array
-            digests.append(_hash_plane(name, array, _select_content(text)))
+            digest = start_digest(name, array.dtype, array.shape, text)
+            digest.update(np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<")))
+            digests.append(digest.digest())
     return arrays, _combine_digests(digests)
+
+
+def find_planes(stream: BinaryIO) -> Iterator["PlaneInFile"]:
+    """Where the planes of a file are, from its headers alone."""
+    seen: set[str] = set()
+    while block := stream.read(BLOCK):
+        text, datasum = read_header(stream, block)
+        header, tiling = parse_header(text), None
+        if seen and fits_tiles.is_tiled(header):
+            tiling = fits_tiles.read_tiling(header)
+            header = fits_tiles.restore_header(header, tiling)
+        name, dtype, shape = read_structure(header, primary=not seen)
+        if name in seen:
+            raise MalformedFile(f"two HDUs called {name or 'PRIMARY'}")
+        seen.add(name)
+        size = tiling.size if tiling else math.prod(shape) * dtype.itemsize if shape else 0
+        found = PlaneInFile(name, header, text, datasum, dtype, shape, stream.tell(), size, tiling)
+        yield found
+        stream.seek(found.offset + size + -size % BLOCK)
+    if not seen:
+        raise MalformedFile("the file is empty")
+
+
+@dataclass(frozen=True)
+class PlaneInFile:
+    """What a file says of one HDU.
+
+    Attributes
+    ----------
+    name : str
+        Empty for the primary HDU.
+    header : fits.Header
+        That of the image HDU, also where the plane is compressed.
+    text : str
+        The header as it stands in the file.
+    datasum : int
+    dtype, shape
+        Of the plane; the shape of the primary is empty.
+    offset, size : int
+        Bytes of the data in the file.
+    tiling : Tiling or None
+        How the plane is compressed.
+    """
+
+    name: str
+    header: fits.Header
+    text: str
+    datasum: int
+    dtype: np.dtype
+    shape: tuple[int, ...]
+    offset: int
+    size: int
+    tiling: fits_tiles.Tiling | None
 
 
 def _read_hdus(
     stream: BinaryIO, names: tuple[str, ...] | None
 ) -> Iterator[tuple[str, fits.Header, str, np.ndarray | None]]:
     """Yield (name, header, header text, array) of each HDU; the array is None for the primary and unwanted ones."""
-    seen: set[str] = set()
-    while block := stream.read(BLOCK):
-        text, datasum = _read_header(stream, block)
-        header = _parse_header(text)
-        name, dtype, shape = _read_structure(header, primary=not seen)
-        if name in seen:
-            raise MalformedFile(f"two HDUs called {name or 'PRIMARY'}")
-        seen.add(name)
-        if not shape:
-            yield name, header, text, None
-        elif names is None or name in names:
-            array = _read_array(stream, name, dtype, shape)
-            if sum_words(array) != datasum:
-                raise MalformedFile(f"HDU {name}: the data differ from DATASUM")
-            yield name, header, text, array
-        else:
-            size = math.prod(shape) * dtype.itemsize
-            stream.seek(size + -size % BLOCK, 1)
-            yield name, header, text, None
-    if not seen:
-        raise MalformedFile("the file is empty")
+    for found in find_planes(stream):
+        array = None
+        if found.shape and (names is None or found.name in names):
+            _check_remaining(stream, found)
+            array = _read_array(stream, found) if found.tiling is None else _read_tiled(stream, found, found.tiling)
+        yield found.name, found.header, found.text, array
 
 
-def _read_header(stream: BinaryIO, block: bytes) -> tuple[str, int]:
-    """Text of a header, whose first block was read, and its DATASUM; verified by CHECKSUM before anything is parsed."""
-    blocks = []
-    while True:
-        if len(block) < BLOCK or len(blocks) > _MAX_HEADER_BLOCKS:
-            raise MalformedFile("the file ends within a header")
-        blocks.append(block)
-        if any(block[i : i + 80] == b"END".ljust(80) for i in range(0, BLOCK, 80)):
-            break
-        block = stream.read(BLOCK)
-    data = b"".join(blocks)
-    match = _DATASUM.search(data)
-    # the sum over the whole HDU is all ones; that of the data stands in DATASUM
-    if match is None or _fold(_sum_bytes(data) + int(match[1])) != 0xFFFFFFFF:
-        raise MalformedFile("a header differs from its CHECKSUM")
-    return data.decode("ascii", errors="replace"), int(match[1])
+def _read_array(stream: BinaryIO, found: PlaneInFile) -> np.ndarray:
+    """The pixels, turned round and summed while they are in the processor's cache."""
+    array = np.empty(math.prod(found.shape), dtype=found.dtype)
+    step, total = PIECE // array.itemsize, 0
+    for first in range(0, array.size, step):
+        piece = array[first : first + step]
+        _read_exactly(stream, memoryview(piece).cast("B"), found.name)
+        swap_bytes(piece, piece)
+        total += sum_pixels(piece, first)
+    _read_padding(stream, found)
+    if fold_sum(total) != found.datasum:
+        raise MalformedFile(f"HDU {found.name}: the data differ from DATASUM")
+    return array.reshape(found.shape)
 
 
-def _parse_header(text: str) -> fits.Header:
-    try:
-        return fits.Header.fromstring(text)
-    except (ValueError, VerifyError) as error:
-        raise MalformedFile(f"unreadable header: {error}") from None
+def _read_tiled(stream: BinaryIO, found: PlaneInFile, tiling: fits_tiles.Tiling) -> np.ndarray:
+    data = np.zeros(found.size + fits_tiles.count_spare(tiling), np.uint8)
+    _read_exactly(stream, memoryview(data)[: found.size], found.name)
+    _read_padding(stream, found)
+    return fits_tiles.decompress_plane(tiling, data, found.datasum)
 
 
-def _read_structure(header: fits.Header, primary: bool) -> tuple[str, np.dtype, tuple[int, ...]]:
-    """Name, type and shape of an HDU; shape () for an empty primary."""
-    try:
-        first, value = header.cards[0].keyword, header.cards[0].value
-        if (first, value) != (("SIMPLE", True) if primary else ("XTENSION", "IMAGE")):
-            raise MalformedFile(f"an HDU begins with {first} = {value!r}")
-        naxis = int(header["NAXIS"])
-        shape = tuple(int(header[f"NAXIS{i}"]) for i in range(naxis, 0, -1))
-        dtype = _DTYPE[int(header["BITPIX"])]
-        name = "" if primary else str(header["EXTNAME"])
-    except (KeyError, ValueError, IndexError, TypeError, VerifyError) as error:
-        raise MalformedFile(f"a header lacks what describes its data: {error}") from None
-    if bool(shape) is primary or any(n <= 0 for n in shape):
-        raise MalformedFile(f"HDU {name or 'PRIMARY'} has the shape {shape}")
-    return name, dtype, shape
+def _read_exactly(stream: BinaryIO, view: memoryview, name: str) -> None:
+    while view:
+        count = stream.readinto(view)
+        if not count:
+            raise MalformedFile(f"the file ends within HDU {name}")
+        view = view[count:]
 
 
-def _read_array(stream: BinaryIO, name: str, dtype: np.dtype, shape: tuple[int, ...]) -> np.ndarray:
-    size = math.prod(shape) * dtype.itemsize
-    _check_remaining(stream, name, size)
-    array = np.empty(math.prod(shape), dtype=dtype)
-    padding = bytes(-size % BLOCK)
-    if stream.readinto(memoryview(array).cast("B")) != size or stream.read(len(padding)) != padding:
-        raise MalformedFile(f"HDU {name} is cut short or not padded with zeros")
-    return array.byteswap(inplace=True).reshape(shape)
+def _read_padding(stream: BinaryIO, found: PlaneInFile) -> None:
+    padding = bytes(-found.size % BLOCK)
+    if stream.read(len(padding)) != padding:
+        raise MalformedFile(f"HDU {found.name} is cut short or not padded with zeros")
 
 
-def _check_remaining(stream: BinaryIO, name: str, size: int) -> None:
+def _check_remaining(stream: BinaryIO, found: PlaneInFile) -> None:
     """Refuse sizes beyond the end of the file before memory is asked for."""
-    here = stream.tell()
-    if stream.seek(0, 2) - here < size:
-        raise MalformedFile(f"the file ends within HDU {name}")
-    stream.seek(here)
-
-
-def _strip_header(header: fits.Header) -> fits.Header:
-    """The header without structural cards, but with NAXISn, which tell a WCS the shape."""
-    kept = (c for c in header.cards if c.keyword.startswith("NAXIS") or not _STRUCTURAL.fullmatch(c.keyword))
-    return fits.Header(list(kept))
+    if stream.seek(0, 2) - found.offset < found.size:
+        raise MalformedFile(f"the file ends within HDU {found.name}")
+    stream.seek(found.offset)

@@ -15,13 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from lap_assets.errors import Conflict, IntegrityError, PermanentFailure
-from lap_assets.model.ids import DataId, Pin
+from lap_assets.model.ids import DataId
 from lap_assets.model.products import get_product
-from lap_assets.model.states import CLEANED, DONE, RESULTS
+from lap_assets.model.states import DONE, RESULTS
 from lap_assets.store.files import (
     MemberRecord,
     check_members,
     combine_members,
+    compress_members,
     hash_file,
     open_member,
     write_member,
@@ -30,6 +31,7 @@ from lap_assets.store.fits_format import MalformedFile
 from lap_assets.store.layout import DIGITS, MANIFEST, Layout, temporary_beside
 from lap_assets.store.manifest import Manifest, decode_manifest, encode_manifest
 from lap_assets.store.provenance import make_cards
+from lap_assets.store.references import take_members
 
 
 def publish_unit(layout: Layout, manifest: Manifest, members: Mapping[str, Any]) -> Manifest:
@@ -40,7 +42,8 @@ def publish_unit(layout: Layout, manifest: Manifest, members: Mapping[str, Any])
     manifest : Manifest
         All that is known beforehand; directory, members and hashes are filled in here.
     members : mapping of name to content
-        As in `pipeline.task.Output`; empty for a result without members or one that refers to another unit.
+        As in `pipeline.task.Output`; empty for a result without members, and of one that refers to another unit those
+        that it has besides that one's.
 
     Raises
     ------
@@ -61,10 +64,10 @@ def publish_unit(layout: Layout, manifest: Manifest, members: Mapping[str, Any])
     create_folders(layout.root, folder)
     if manifest.state == DONE:
         with _temporary_folder(folder) as scratch:
+            records = {}
             if manifest.refers_to:
-                records = _link_members(layout, manifest.refers_to, scratch)
-            else:
-                records = _write_members(data_id, members, scratch)
+                records = take_members(layout, data_id, manifest.refers_to, scratch)
+            records |= _write_members(data_id, members, scratch, complete=not manifest.refers_to)
             content = combine_members(records.values())
             sync_folder(scratch)
             directory = _settle(folder, scratch, content, records)
@@ -75,46 +78,16 @@ def publish_unit(layout: Layout, manifest: Manifest, members: Mapping[str, Any])
     return manifest
 
 
-def _write_members(data_id: DataId, members: Mapping[str, Any], scratch: Path) -> dict[str, MemberRecord]:
+def _write_members(
+    data_id: DataId, members: Mapping[str, Any], scratch: Path, complete: bool
+) -> dict[str, MemberRecord]:
     try:
-        ready = check_members(get_product(data_id.product), members)
-        cards = make_cards(data_id)
-        return {name: write_member(scratch / name, value, cards) for name, value in ready.items()}
+        product, cards = get_product(data_id.product), make_cards(data_id)
+        ready = check_members(product, members, complete)
+        values = compress_members(ready.items()) if product.compressed else ready.items()
+        return {name: write_member(scratch / name, value, cards) for name, value in values}
     except PermanentFailure as error:
         raise PermanentFailure(f"{data_id}: {error}") from None
-
-
-def _link_members(layout: Layout, source: Pin, scratch: Path) -> dict[str, MemberRecord]:
-    """Put the members of another unit into `scratch`, as hard links where the file system has them."""
-    path = layout.manifest(source.data_id)
-    try:
-        manifest = decode_manifest(path.read_bytes(), source.data_id)
-    except FileNotFoundError:
-        raise Conflict(f"{source.data_id}: no manifest, so nothing can refer to it; plan again") from None
-    except MalformedFile as error:
-        raise IntegrityError(f"{source.data_id}: {path}: {error}") from None
-    if manifest.content_sha256 != source.content:
-        raise Conflict(f"{source.data_id}: was replaced since it was pinned; plan again")
-    if manifest.state == CLEANED:
-        raise Conflict(f"{source.data_id}: was cleaned, so nothing can refer to it; it is re-created when asked for")
-    if manifest.state != DONE:
-        raise PermanentFailure(f"{source.data_id}: is {manifest.state}, so nothing can refer to it")
-    for name in manifest.members:
-        original = layout.member(source.data_id, manifest.directory, name)
-        try:
-            os.link(original, scratch / name, follow_symlinks=False)
-        except (PermissionError, OSError) as error:
-            if isinstance(error, FileNotFoundError):
-                raise IntegrityError(f"{source.data_id}: {original} is missing; run `lap fsck`") from None
-            _copy_synced(original, scratch / name)
-    return dict(manifest.members)
-
-
-def _copy_synced(original: Path, copy: Path) -> None:
-    with open_member(original) as source, copy.open("xb") as target:
-        shutil.copyfileobj(source, target, 1 << 20)
-        target.flush()
-        os.fsync(target.fileno())
 
 
 def _settle(folder: Path, scratch: Path, content: str, records: Mapping[str, MemberRecord]) -> str:

@@ -8,6 +8,7 @@ import fnmatch
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
@@ -37,6 +38,7 @@ from lap_assets.store.layout import Layout
 from lap_assets.store.manifest import Manifest, decode_manifest
 from lap_assets.store.mosaic import mosaic_images, plan_mosaic
 from lap_assets.store.provenance import sort_pins, take_fingerprint
+from lap_assets.store.rows import RowReader
 
 T = TypeVar("T")
 KEY_NAMES = ("exposure", "cell", "band", "chip", "skycell", "camera", "kind", "valid_from")
@@ -154,6 +156,12 @@ class Repo:
             return fits_format.decode_planes(stream, names, needed)
 
         return self._read(unit, member, decode, full)
+
+    def open_rows(self, unit: DataId | Pin, member: str, planes: Sequence[str]) -> RowReader:
+        """Stretches of rows of planes of a FITS member: `with repo.open_rows(…) as rows: rows.read(0, 64)`."""
+        data_id = unit.data_id if isinstance(unit, Pin) else unit
+        explain = partial(self._integrity_error, data_id, self.layout.unit_dir(data_id))
+        return self._read(unit, member, lambda stream: RowReader(stream, member, planes, explain), full=False)
 
     def read_table(self, unit: DataId | Pin, member: str, columns: Sequence[str] | None = None) -> pd.DataFrame:
         """A table; units of its columns in `df.attrs["units"]`."""
@@ -333,7 +341,7 @@ class Repo:
             tables = [self.read_table(data_id, name) for data_id in done]
             return table_format.concatenate_tables(tables, get_product(product).unit, [one.unit for one in done])
         if name.endswith(".fits") and get_product(product).unit == "skycell":
-            grid = plan_mosaic([self._read_header(data_id, name) for data_id in done])
+            grid = plan_mosaic([self.read_header(data_id, name) for data_id in done])
             return mosaic_images(grid, (self.read_image(data_id, name) for data_id in done))
         raise BadInput(_describe_choice(product, done))
 
@@ -444,7 +452,8 @@ class Repo:
         read = {".parquet": self.read_table, ".json": self.read_json}.get(kind, self.read_bytes)
         return read(data_id, name)
 
-    def _read_header(self, data_id: DataId, name: str) -> fits.Header:
+    def read_header(self, data_id: DataId, name: str) -> fits.Header:
+        """Header of a member's first image, without its pixels."""
         return self._read(data_id, name, fits_format.decode_first_header, full=False)
 
 

@@ -6,8 +6,16 @@ import pytest
 
 from lap_assets.model.ids import DataId
 from lap_assets.model.image import MaskedImage
-from lap_assets.operations.compare import compare_repositories, flatten, measure_numbers, measure_planes, measure_tables
+from lap_assets.operations.compare import (
+    compare_repositories,
+    flatten,
+    measure_difference,
+    measure_numbers,
+    measure_planes,
+    measure_tables,
+)
 from lap_assets.store.repo import Repo
+from lap_assets_tests.store.samples import FINAL, make_stack, publish
 
 SHAPE = (32, 32)
 
@@ -75,3 +83,19 @@ def test_a_repository_differs_where_its_bytes_do(tmp_path):
     assert near.only_here == [str(ids[2])] and not near.only_there
     assert not near.beyond and far.beyond == [str(ids[0])]
     assert far.largest["warps"] == ("image.fits SCI (sigma)", pytest.approx(0.5, rel=1e-3))
+
+
+def test_compressed_images_may_lie_a_step_of_their_rounding_apart(tmp_path):
+    """Where two environments differ in the last bits, some pixels round to either side: no difference of the sky."""
+    here, near, far = (Repo(tmp_path / name) for name in ("here", "near", "far"))
+    members = make_stack(3.0, shape=(60, 80))
+    image, rng = members["image.fits"], np.random.default_rng(6)
+    image.sci[:] = rng.normal(0, 2, image.shape)
+    publish(here, FINAL, members)
+    image.sci += rng.normal(0, 0.005, image.shape).astype(np.float32)
+    publish(near, FINAL, members)
+    image.sci += np.float32(0.5)
+    publish(far, FINAL, members)
+    assert measure_difference(here, near, FINAL)[2]
+    what, sigma, fine = measure_difference(here, far, FINAL)
+    assert what == "image.fits SCI (sigma)" and sigma > 0.2 and not fine

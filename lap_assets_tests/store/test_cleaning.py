@@ -14,7 +14,7 @@ from lap_assets.errors import Cleaned, Conflict, NotFound
 from lap_assets.model.ids import Pin
 from lap_assets.store.repo import Repo
 from lap_assets.store.verify import fsck, sweep
-from lap_assets_tests.store.samples import FINAL, STACK, WARP, check_stack, make_image, make_stack, publish
+from lap_assets_tests.store.samples import FINAL, STACK, TWIN, WARP, check_stack, make_image, make_stack, publish
 
 LATER = 4e9  # seconds since the epoch: everything is old by then
 
@@ -82,9 +82,9 @@ def test_a_cell_is_not_shown_without_its_cleaned_part(repo):
     assert repo.get("stacks", cell="demo.0", band="r", skycell="04").sci[0, 0] == 4
 
 
-@pytest.mark.parametrize(("cleaned", "other"), [(STACK, FINAL), (FINAL, STACK)])
+@pytest.mark.parametrize(("cleaned", "other"), [(STACK, TWIN), (TWIN, STACK)])
 def test_units_that_share_files_do_not_hurt_each_other(repo, cleaned, other):
-    publish(repo, FINAL, {}, refers_to=repo.pin(STACK))
+    publish(repo, TWIN, {}, refers_to=repo.pin(STACK))
     shared = repo.path(STACK, "image.fits").stat()
     assert shared.st_nlink == 2
     assert repo.clean(cleaned) == 0  # the bytes are still somebody's

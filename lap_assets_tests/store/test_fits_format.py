@@ -10,17 +10,17 @@ from hypothesis.extra import numpy as hnp
 from lap_assets.errors import PermanentFailure
 from lap_assets.store.fits_format import (
     MalformedFile,
-    _finish_header,
     decode_first_header,
     decode_planes,
-    encode_planes,
+    encode_hdus,
     hash_decoded,
-    hash_planes,
+    hash_hdus,
     image_of_planes,
     normalise_plane,
     planes_of_image,
-    sum_words,
+    prepare_plane,
 )
+from lap_assets.store.fits_headers import encode_header
 from lap_assets_tests.store.samples import make_image
 
 CARDS = {"LAPPROD": "warps"}
@@ -28,9 +28,12 @@ dtypes = st.sampled_from(["u1", "i2", "i4", "i8", "f4", "f8"]).map(np.dtype)
 arrays = hnp.arrays(dtypes, hnp.array_shapes(min_dims=1, max_dims=3, max_side=7))
 
 
+def prepare(planes):
+    return {name: prepare_plane(name, array, header) for name, (array, header) in planes.items()}
+
+
 def encode(planes) -> bytes:
-    ready = {name: (normalise_plane(name, array), header) for name, (array, header) in planes.items()}
-    return b"".join(bytes(piece) for piece in encode_planes(ready, CARDS))
+    return b"".join(bytes(piece) for piece in encode_hdus(prepare(planes), CARDS))
 
 
 def image_bytes(value: float = 3.0) -> bytes:
@@ -54,7 +57,7 @@ def test_astropy_reads_the_same_and_agrees_with_both_checksums(array):
     with fits.open(io.BytesIO(data), checksum=True) as hdus:
         hdus.verify("exception")
         assert hdus["SCI"].data.astype(array.dtype).tobytes() == array.tobytes()
-        assert hdus["SCI"].header["DATASUM"] == str(sum_words(array))
+        assert hdus["SCI"].header["DATASUM"] == str(prepare_plane("SCI", array, fits.Header()).datasum)
         assert [hdu.verify_checksum() and hdu.verify_datasum() for hdu in hdus] == [1, 1]
 
 
@@ -62,7 +65,7 @@ def test_astropy_reads_the_same_and_agrees_with_both_checksums(array):
 @settings(deadline=None)
 def test_content_hash_of_what_is_written_is_that_of_what_is_read(array):
     planes = {"SCI": (array, make_image().header)}
-    assert hash_decoded(io.BytesIO(encode(planes)))[1] == hash_planes(planes)
+    assert hash_decoded(io.BytesIO(encode(planes)))[1] == hash_hdus(prepare(planes))
 
 
 def test_content_hash_sees_pixels_type_shape_name_and_header():
@@ -80,7 +83,7 @@ def test_content_hash_sees_pixels_type_shape_name_and_header():
         {"VAR": (base, header)},
         {"SCI": (base, other_header)},
     ]
-    assert len({hash_planes(planes) for planes in variants}) == len(variants)
+    assert len({hash_hdus(prepare(planes)) for planes in variants}) == len(variants)
 
 
 def test_bytes_carry_no_clock_path_or_history():
@@ -148,9 +151,9 @@ def test_every_flipped_bit_is_noticed():
 
 def test_a_header_that_asks_for_more_than_the_file_holds_costs_no_memory():
     cards = [("XTENSION", "IMAGE"), ("BITPIX", -32), ("NAXIS", 1), ("NAXIS1", 10**13), ("EXTNAME", "SCI")]
-    primary = next(encode_planes({}, CARDS))
+    primary = next(encode_hdus({}, CARDS))
     with pytest.raises(MalformedFile, match="ends within HDU SCI"):
-        decode_planes(io.BytesIO(primary + _finish_header(fits.Header(cards), 0) + bytes(2880)))
+        decode_planes(io.BytesIO(primary + encode_header(fits.Header(cards), 0) + bytes(2880)))
 
 
 def test_files_of_others_are_refused_where_they_differ():

@@ -2,11 +2,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from lap_assets.errors import Conflict, PermanentFailure
+from lap_assets.errors import Conflict, IntegrityError, PermanentFailure
 from lap_assets.model.ids import Pin
 from lap_assets.store.repo import Repo
 from lap_assets.store.verify import fsck
-from lap_assets_tests.store.samples import FINAL, STACK, WARP, check_stack, make_image, make_stack, publish
+from lap_assets_tests.store.samples import FINAL, STACK, TWIN, WARP, check_stack, make_image, make_stack, publish
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -136,17 +136,42 @@ def test_a_writer_that_lost_its_lease_is_refused_whatever_it_brings(repo):
 
 
 def test_a_unit_may_refer_to_the_members_of_another(repo):
-    """A final stack without streaks is the first-pass stack, by hash and without a copy (LAP-31)."""
+    """By hash and without a copy."""
     source = publish(repo, STACK, make_stack(3))
-    manifest = publish(repo, FINAL, {}, refers_to=repo.pin(STACK), metrics={"n_inputs": 6})
+    manifest = publish(repo, TWIN, {}, refers_to=repo.pin(STACK), metrics={"n_inputs": 6})
     assert manifest.refers_to == source.pin
     assert manifest.content_sha256 == source.content_sha256
-    assert repo.path(FINAL, "image.fits").stat().st_ino == repo.path(STACK, "image.fits").stat().st_ino
+    assert repo.path(TWIN, "image.fits").stat().st_ino == repo.path(STACK, "image.fits").stat().st_ino
     repo.layout.manifest(STACK).unlink()
     for path in repo.layout.content_dir(STACK, source.directory).iterdir():
         path.unlink()
-    check_stack(repo, FINAL, {3})
+    check_stack(repo, TWIN, {3})
     assert not fsck(repo, full=True).broken
+
+
+def test_a_compressed_product_that_refers_is_what_publishing_the_same_planes_gives(repo):
+    """LAP-31: a final stack without trails is the first-pass stack, named by its hash and compressed."""
+    source = publish(repo, STACK, make_stack(3))
+    manifest = publish(repo, FINAL, {}, refers_to=source.pin)
+    assert manifest.refers_to == source.pin and manifest.content_sha256 != source.content_sha256
+    assert repo.path(FINAL, "inputs.parquet").samefile(repo.path(STACK, "inputs.parquet"))
+    assert not repo.path(FINAL, "image.fits").samefile(repo.path(STACK, "image.fits"))
+    members = dict(manifest.members)
+    repo.clean(STACK)
+    check_stack(repo, FINAL, {3})
+    assert publish(repo, FINAL, make_stack(3)).members == members
+    assert not fsck(repo, full=True).broken
+
+
+def test_a_damaged_source_is_named_and_nothing_is_published(repo):
+    publish(repo, STACK, make_stack(3))
+    path = repo.path(STACK, "image.fits")
+    data = bytearray(path.read_bytes())
+    data[-3000] ^= 1
+    path.write_bytes(bytes(data))
+    with pytest.raises(IntegrityError, match=r"main/stacks.*image\.fits: .* differs? from .*; run `lap fsck") as caught:
+        publish(repo, FINAL, {}, refers_to=repo.pin(STACK))
+    assert "\n" not in str(caught.value) and repo.manifest(FINAL) is None
 
 
 def test_reference_to_something_replaced_is_a_conflict(repo):

@@ -1,17 +1,21 @@
 import json
 import logging
+from dataclasses import replace
 from multiprocessing.reduction import ForkingPickler
 
 import numpy as np
 import pandas as pd
 import pytest
+from astropy.io import fits
 
 from lap_assets.errors import BadInput, Conflict, IntegrityError, NotFound
 from lap_assets.model.ids import DataId, Pin
 from lap_assets.model.image import Mask
 from lap_assets.store import mosaic
 from lap_assets.store.repo import Repo
+from lap_assets.store.verify import fsck
 from lap_assets_tests.store.samples import (
+    FINAL,
     STACK,
     WARP,
     check_stack,
@@ -309,3 +313,19 @@ def test_journal_of_the_repository(repo):
     repo.append_journal({"kind": "sequence", "name": "3pi"})
     assert repo.read_journal() == [{"kind": "sequence", "name": "3pi"}]
     assert json.loads(repo.layout.journal.read_text()) == {"kind": "sequence", "name": "3pi"}
+
+
+def test_compressed_products_are_got_like_all_others(repo):
+    """Long-lived stacks are compressed on disk and nowhere else: mosaics, planes, pins, a file for other programs."""
+    ids = [replace(FINAL, unit=f"0{column}") for column in (0, 1)]
+    for column, data_id in enumerate(ids):
+        publish(repo, data_id, make_stack(column + 1, x0=8 * column), metrics={"depth_mag": 24.0})
+        check_stack(repo, data_id, {column + 1.0})
+    assert b"RICE_1" in repo.path(ids[0], "image.fits").read_bytes()
+    whole = repo.get("final_stacks", cell="demo.0", band="r")
+    assert whole.shape == (12, 18) and abs(float(whole.sci[0, 17]) - 2.0) < 3**0.5 / 31
+    np.testing.assert_array_equal(whole.planes["NINPUT"][0], [1] * 10 + [2] * 8)
+    assert repo.read_image(repo.pin(ids[1]), planes=("VAR",), full=True).sci is None
+    with fits.open(repo.uri("final_stacks", cell="demo.0", band="r", skycell="00")) as hdus:
+        np.testing.assert_array_equal(hdus["SCI"].data, repo.read_image(ids[0]).sci)
+    assert not fsck(repo, full=True).broken

@@ -1,0 +1,67 @@
+"""Passes over the pixels of a plane: byte order, the sum FITS calls DATASUM, values that are not finite.
+
+What the sums mean for a file is `fits_headers.py`'s; Rice coding is `rice.py`'s, quantisation
+`quantisation.py`'s, and the compiled loops of all three are in `pixel_kernels.py`.
+"""
+
+from types import ModuleType
+
+import numpy as np
+
+_WORDS = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}
+# all bits of the exponent are set in what is not finite
+_EXPONENTS = {4: np.uint64(0x7F800000), 8: np.uint64(0x7FF0000000000000)}
+
+
+def load_kernels() -> ModuleType:
+    """The module of the compiled kernels."""
+    from lap_assets.store import pixel_kernels  # numba is slow to import, and needed for pixels only
+
+    return pixel_kernels
+
+
+def measure_plane(array: np.ndarray) -> tuple[int, int]:
+    """What must be known of a plane before it is written, from one pass over it.
+
+    Parameters
+    ----------
+    array : contiguous array in the machine's byte order
+
+    Returns
+    -------
+    total : int
+        As of `sum_pixels`.
+    n_not_finite : int
+        Pixels that are NaN or infinite; 0 for integers.
+    """
+    if array.dtype.kind != "f":
+        return sum_pixels(array), 0
+    total, count = load_kernels().measure(_view_bits(array), _EXPONENTS[array.itemsize])
+    return int(total), int(count)
+
+
+def sum_pixels(array: np.ndarray, first: int = 0) -> int:
+    """Sum of the 32-bit words that the big-endian bytes of a plane make up, padded with zeros.
+
+    Parameters
+    ----------
+    array : contiguous array in the machine's byte order
+        The plane, or a stretch of it: the sums of stretches add up.
+    first : int
+        Number of the stretch's first pixel in the plane.
+    """
+    return int(load_kernels().sum_words(_view_bits(array), first))
+
+
+def swap_bytes(source: np.ndarray, target: np.ndarray) -> None:
+    """Copy flat `source` to `target` of the same type, which may be `source` itself, each pixel's bytes reversed."""
+    if source.itemsize == 2:  # numpy takes four times as long
+        load_kernels().swap_pairs(source.view(np.uint16), target.view(np.uint16))
+    elif target is source:
+        source.byteswap(inplace=True)
+    else:
+        np.copyto(target, source.view(source.dtype.newbyteorder()))
+
+
+def _view_bits(array: np.ndarray) -> np.ndarray:
+    return array.reshape(-1).view(_WORDS[array.itemsize])
