@@ -16,8 +16,6 @@ from lap_assets.science.jointcal import evaluate_terms, list_terms
 from lap_assets.science.tan_sip import project_tan
 from lap_assets.store.repo import Repo
 
-_GRID_PX = 128  # the terms are of low order: between nodes so far apart they are linear to 1e-5 mag
-
 
 @dataclass(frozen=True)
 class JointCorrection:
@@ -43,23 +41,13 @@ class JointCorrection:
     left_out: Mapping[str, str] = field(default_factory=dict)
     headers: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
-    def scale_over(self, wcs: WCS, shape: tuple[int, int]) -> np.ndarray | None:
-        """Flux factor (ny, nx) float32 over a chip by the focal-plane terms; None where there are none."""
+    def scale_at(self, ra: np.ndarray, dec: np.ndarray) -> np.ndarray:
+        """Flux factor by the focal-plane terms at places on the sky (degrees), of any shape; 1 where there are none."""
         if not any(self.terms):
-            return None
-        nodes = [np.linspace(0, n - 1, max(2, int(np.ceil(n / _GRID_PX)) + 1)) for n in shape]
-        y, x = np.meshgrid(*nodes, indexing="ij")
-        sky = wcs.all_pix2world(x.ravel(), y.ravel(), 0)
+            return np.ones(np.shape(ra))
         ra0, dec0, radius = self.centre
-        u, v = (axis.reshape(x.shape) / radius for axis in project_tan(*sky, ra0, dec0))
-        factor = 10.0 ** (-0.4 * evaluate_terms(self.terms, u, v))
-        rows, columns = (_interpolate(node, n) for node, n in zip(nodes, shape, strict=True))
-        return rows @ factor.astype(np.float32) @ columns.T
-
-
-def _interpolate(nodes: np.ndarray, n: int) -> np.ndarray:
-    """Matrix (n, n_nodes) float32 that gives values at 0 … n − 1, linear between those at the nodes."""
-    return np.stack([np.interp(np.arange(n), nodes, one) for one in np.eye(len(nodes))], axis=1).astype(np.float32)
+        u, v = (axis.reshape(np.shape(ra)) / radius for axis in project_tan(np.ravel(ra), np.ravel(dec), ra0, dec0))
+        return 10.0 ** (-0.4 * evaluate_terms(self.terms, u, v))
 
 
 def read_correction(repo: Repo, pins: tuple[Pin, ...], exposure: str) -> JointCorrection:

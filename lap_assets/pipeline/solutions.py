@@ -18,6 +18,7 @@ from lap_assets.model.camera import ColourTerm, header_footprint, load_camera
 from lap_assets.model.ids import DataId
 from lap_assets.model.image import MaskedImage
 from lap_assets.model.survey import Survey
+from lap_assets.pipeline.psf_members import PSF_MODELS, planes_of_models
 from lap_assets.pipeline.solution_document import (
     SolvedChip,
     describe_chip,
@@ -92,6 +93,7 @@ def make(task: Task, repo: Repo) -> Output:
     members = {
         "solution.json": document, "sources.parquet": sources, "backgrounds.fits": list_backgrounds(good),
         "skies.fits": list_backgrounds(good, sky.meshes), "preview.png": draw_preview(chips),
+        PSF_MODELS: planes_of_models({name: chip.measured.psf for name, chip in good.items()}),
     }  # fmt: skip
     return Output(members, summarise(document, sources, zero_point))
 

@@ -13,6 +13,7 @@ from PIL import Image
 from lap_assets.model.image import Mask
 
 MAX_THUMBNAIL_BYTES = 10_000
+_SAMPLED_PX = 800  # pixels along the shorter side from which a thumbnail is made
 _PICTURE_LEVELS = (64, 32, 16, 8, 4)  # grey levels tried until a thumbnail is small enough
 
 
@@ -28,8 +29,11 @@ def thumbnail(sci: np.ndarray, mask: np.ndarray | None = None, size_px: int = 16
     size_px : int
         Longest side of the picture; images are never enlarged.
     """
-    valid = np.isfinite(sci) & ~_blank_pixels(mask, sci.shape)
-    small, filled = shrink_image(sci, valid, size_px)
+    # every pixel of a large image would cost more than it shows
+    stride = max(1, min(sci.shape) // _SAMPLED_PX)
+    seen, blank = sci[::stride, ::stride], None if mask is None else mask[::stride, ::stride]
+    valid = np.isfinite(seen) & ~_blank_pixels(blank, seen.shape)
+    small, filled = shrink_image(seen, valid, size_px)
     grey = stretch_asinh(small, filled)[::-1]
     for levels in _PICTURE_LEVELS:
         data = _encode_grey(grey, levels)

@@ -7,11 +7,12 @@ is published is the mesh. Sky subtraction that preserves extended haloes does no
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.ndimage import generic_filter, median_filter
+from scipy.ndimage import generic_filter, map_coordinates, median_filter
 
 from lap_assets.errors import UnprocessableData
 from lap_assets.science.sky_cells import clip_cells, spline_matrix
 
+_SAMPLE_PX = 16.0  # a mesh cell is several times wider
 _MIN_FRACTION = 0.2  # of a cell's pixels that must be usable
 
 
@@ -74,17 +75,38 @@ def evaluate_background(mesh: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
     shape : (ny, nx)
         Of the image the mesh was measured on.
     """
-    mesh = np.asarray(mesh, np.float64)
     ny, nx = shape
-    if mesh.size == 1:
-        return np.full(shape, mesh[0, 0], np.float32)
-    y, x = _cell_centres(ny, mesh.shape[0]), _cell_centres(nx, mesh.shape[1])
+    if np.size(mesh) == 1:
+        return np.full(shape, np.ravel(mesh)[0], np.float32)
+    mesh, y, x = _lay_mesh(mesh, shape)
+    middle = mesh.mean()
+    rows, columns = spline_matrix(y, np.arange(ny)), spline_matrix(x, np.arange(nx))
+    return rows @ (mesh - middle).astype(np.float32) @ columns.T + np.float32(middle)
+
+
+def sample_background(mesh: np.ndarray, shape: tuple[int, int], x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """The sky of `evaluate_background` at places (x, y) of any shape, float64; half a cell beyond the edges at most.
+
+    Between points 16 px apart it is taken to be linear, at all places further out, or not known (NaN), to be that of
+    the nearest one.
+    """
+    if np.size(mesh) == 1:
+        return np.full(np.shape(x), float(np.ravel(mesh)[0]))
+    mesh, rows, columns = _lay_mesh(mesh, shape)
+    fine = [np.linspace(at[0], at[-1], max(2, int(np.ptp(at) / _SAMPLE_PX) + 1)) for at in (rows, columns)]
+    middle = mesh.mean()
+    values = spline_matrix(rows, fine[0]) @ (mesh - middle) @ spline_matrix(columns, fine[1]).T
+    places = [(np.nan_to_num(z) - at[0]) / (at[1] - at[0]) for z, at in zip((y, x), fine, strict=True)]
+    return map_coordinates(values, places, order=1, mode="nearest") + middle
+
+
+def _lay_mesh(mesh: np.ndarray, shape: tuple[int, int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The mesh continued by a cell on all sides, and the rows and columns on which its values lie."""
+    mesh = np.asarray(mesh, np.float64)
+    y, x = _cell_centres(shape[0], mesh.shape[0]), _cell_centres(shape[1], mesh.shape[1])
     mesh, y = _extend(mesh, y)
     transposed, x = _extend(mesh.T, x)
-    mesh = transposed.T
-    middle = mesh.mean()
-    rows, columns = spline_matrix(y, ny), spline_matrix(x, nx)
-    return rows @ (mesh - middle).astype(np.float32) @ columns.T + np.float32(middle)
+    return transposed.T, y, x
 
 
 def _cell_edges(n: int, mesh_px: int) -> np.ndarray:

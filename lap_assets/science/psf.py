@@ -4,9 +4,7 @@ Used on single chips and on stacks. Choosing the stars is the caller's (`science
 the model is `science/shear.py`'s.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -67,21 +65,6 @@ class PsfModel:
         """The PSF at (x, y) on the pixel grid: its centre is off the middle pixel by x − round(x), y − round(y)."""
         shift = np.array([x - np.rint(x)]), np.array([y - np.rint(y)])
         return shift_stamps(self.evaluate(x, y)[None], *shift)[0]
-
-    def to_planes(self) -> dict[str, np.ndarray]:
-        """Arrays that hold the model (FITS planes); read back by `from_planes`."""
-        meta = np.array([self.degree, *self.frame, self.n_stars, self.residual], np.float64)
-        return {"PSF": self.basis.astype(np.float32), "PSFMETA": meta}
-
-    @classmethod
-    def from_planes(cls, planes: Mapping[str, Any]) -> "PsfModel":
-        """The model from the planes of `to_planes` (plain arrays, or (array, header) as `Repo.read_planes` gives)."""
-        basis, meta = (
-            planes[name][0] if isinstance(planes[name], tuple) else planes[name] for name in ("PSF", "PSFMETA")
-        )
-        return cls(
-            np.asarray(basis, np.float32), int(meta[0]), tuple(map(float, meta[1:5])), int(meta[5]), float(meta[6])
-        )
 
 
 @dataclass(frozen=True)

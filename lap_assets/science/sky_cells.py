@@ -42,14 +42,14 @@ def clip_cells(
     return _clip_cells(sci, usable, rows.astype(np.int64), columns.astype(np.int64), float(min_fraction))
 
 
-def spline_matrix(positions: np.ndarray, n: int) -> np.ndarray:
-    """(n, len(positions)) float32: what the values at `positions` contribute to the interpolating spline at 0 … n − 1.
+def spline_matrix(positions: np.ndarray, at: np.ndarray) -> np.ndarray:
+    """(n, len(positions)) float32: what the values at `positions` contribute to the interpolating spline at n places.
 
     Cubic with not-a-knot ends, of lower degree where there are fewer than four positions.
     """
     degree = min(3, len(positions) - 1)
     spline = make_interp_spline(positions, np.eye(len(positions)), k=degree)
-    return spline(np.arange(n)).astype(np.float32)
+    return spline(at).astype(np.float32)
 
 
 @njit(cache=True, nogil=True)

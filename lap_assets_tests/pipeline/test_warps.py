@@ -5,13 +5,16 @@ import pandas as pd
 import pytest
 from astropy.io import fits
 
-from lap_assets.errors import NoWork
+from lap_assets.errors import NotFound, NoWork
 from lap_assets.model.ids import DataId
-from lap_assets.model.image import MaskedImage
+from lap_assets.model.image import NO_WEIGHT, Mask, MaskedImage
 from lap_assets.model.survey import ChipFile, Exposure, Run, Survey
 from lap_assets.model.tessellation import LocalTessellation
 from lap_assets.pipeline import warps
+from lap_assets.pipeline.psf_members import planes_of_models, read_psf_grid
 from lap_assets.pipeline.warps import NANOJANSKY_ZERO_POINT
+from lap_assets.science.psf import PsfModel, measure_shape, shift_stamps
+from lap_assets.science.warp_kernels import KERNELS
 from lap_assets.settings import Settings, WarpSettings
 from lap_assets.store.repo import Repo
 from lap_assets_tests.science.star_fields import add_star
@@ -20,6 +23,7 @@ from lap_assets_tests.store.samples import publish
 RA, DEC, N, SCALE = 40.0, -20.0, 320, 0.4 / 3600
 FLUX, SKY, RADIUS = 5e4, 100.0, 0.02
 CELL = LocalTessellation("demo", [(RA, DEC)], 0.4, 400, (1, 1), 20).only
+CHIP = DataId("main", "chips", "a-1", "c0")
 SOLUTION, JOINT = DataId("main", "solutions", "a-1"), DataId("main", "joint_solutions", "demo.0|r")
 PLACES = [(x, y) for x in (60, 160, 260) for y in (60, 160, 260)]
 
@@ -37,16 +41,35 @@ def repo(tmp_path):
         add_star(sci, x, y, FLUX, 3.0)
     image = MaskedImage(sci.astype(np.float32), np.zeros((N, N), np.int16), np.full((N, N), 25.0, np.float32), header)
     repo = Repo(tmp_path)
-    publish(repo, DataId("main", "chips", "a-1", "c0"), {"image.fits": image})
-    chip = {"state": "good", "wcs": {card.keyword: card.value for card in header.cards}, "fwhm_arcsec": 1.2}
-    sources = pd.DataFrame({name: [0.0] for name in ("x", "y", "ra", "dec", "flux", "flux_err")}).assign(chip="c0")
+    publish(repo, CHIP, {"image.fits": image})
+    publish_solution(repo, header)
+    return repo
+
+
+def draw_psf():
+    """The model that belongs to the stars of the chip."""
+    stamp = np.zeros((25, 25))
+    add_star(stamp, 12, 12, 1.0, 3.0)
+    return PsfModel((stamp / stamp.sum())[None].astype(np.float32), 0, (160.0, 160.0, 160.0, 160.0), 9, 0.0)
+
+
+def publish_solution(repo, header, without=(), **facts):
+    chip = {"state": "good", "reason": "", "wcs": {card.keyword: card.value for card in header.cards},
+            "fwhm_arcsec": 1.2, "fwhm_moffat_arcsec": 1.2, "moffat_beta": 3.0} | facts  # fmt: skip
+    x, y = np.array(PLACES, float).T
+    flux = np.where(np.arange(9) < 7, FLUX, 100.0)
+    sources = pd.DataFrame({
+        "chip": "c0", "x": x, "y": y, "ra": RA, "dec": DEC, "flux": flux, "flux_err": 50.0,
+        "is_star": np.arange(9) > 0, "usable": np.arange(9) != 1,
+    })  # fmt: skip
+    sources = sources.drop(columns=list(without), errors="ignore")
     members = {
         "solution.json": {"zero_point_mag": NANOJANSKY_ZERO_POINT, "chips": {"c0": chip}}, "sources.parquet": sources,
         "backgrounds.fits": {"C0": np.full((2, 2), SKY, np.float32)},
         "skies.fits": {"C0": np.full((2, 2), SKY - 10.0, np.float32)},
+        "psfs.fits": planes_of_models({"c0": draw_psf()}),
     }  # fmt: skip
-    publish(repo, SOLUTION, members)
-    return repo
+    publish(repo, SOLUTION, {name: value for name, value in members.items() if name not in without})
 
 
 def calibrate(repo, left_out="", headers=None, **terms):
@@ -123,3 +146,145 @@ def test_the_sky_is_the_mesh_or_the_surface_over_the_focal_plane(repo):
     assert measure_stars(make_warp(repo))[1] == pytest.approx(0.0, abs=0.01)
     kept = measure_stars(make_warp(repo, sky="focal_plane"))[1]
     assert kept == pytest.approx(10.0 * 10 ** (-0.4 * 0.1), rel=0.01)
+
+
+WARP = DataId("main", "warps", "a-1|demo.0", "00")
+
+
+def test_the_psf_is_published_with_the_warp_and_is_that_of_its_stars(repo):
+    """Adaptive sizes to 1 %, the fluxes fitted with it to 0.5 %; LV-16."""
+    output = make_warp(repo)
+    publish(repo, WARP, output.members)
+    grid = read_psf_grid(repo, repo.pin(WARP))
+    image = output.members["image.fits"]
+    half = grid.stamp_px // 2
+    assert output.metrics["fwhm_arcsec"] == pytest.approx(0.4 * grid.fwhm_px, abs=1e-4)
+    for x, y in star_places(image)[[0, 4, 8]]:
+        ix, iy = round(x), round(y)
+        box = image.sci[iy - half : iy + half + 1, ix - half : ix + half + 1].astype(float)
+        psf = shift_stamps(grid.evaluate(x, y)[None], np.array([x - ix]), np.array([y - iy]))[0]
+        assert np.sum(box * psf) / np.sum(psf**2) == pytest.approx(FLUX, rel=5e-3)
+        assert measure_shape(box).fwhm_px == pytest.approx(measure_shape(psf).fwhm_px, rel=0.01)
+
+
+def star_places(image):
+    """(9, 2) pixels of the stars on the warp."""
+    x, y = np.array(PLACES, float).T
+    sky = RA - (x - N / 2 + 1) * SCALE / np.cos(np.radians(DEC)), DEC + (y - N / 2 + 1) * SCALE
+    return np.column_stack(image.wcs.all_world2pix(*sky, 0))
+
+
+def test_without_a_moffat_profile_the_wings_are_those_of_the_usual_one(repo):
+    header = fits.Header(list(repo.read_json(SOLUTION, "solution.json")["chips"]["c0"]["wcs"].items()))
+    fitted = make_warp(repo).members["psf.fits"]["PSF"][0]
+    publish_solution(repo, header, fwhm_moffat_arcsec=None, moffat_beta=None)
+    assert make_warp(repo).members["psf.fits"]["PSF"][0] == pytest.approx(fitted, abs=1e-4)
+
+
+def test_usable_bright_stars_are_listed_where_the_warp_has_them(repo):
+    """Seven of nine are bright; of them one is no star and one not usable. Places to 0.05 px, fluxes with the terms."""
+    calibrate(repo, term_10_mag=[-0.2], term_01_mag=[0.0])
+    output = make_warp(repo)
+    stars = output.members["stars.parquet"]
+    assert len(stars) == 5 and list(stars.columns) == ["x", "y", "flux_njy", "snr"]
+    assert stars.snr.to_numpy() == pytest.approx(FLUX / 50)
+    assert (np.diff(stars.y) > -1e-9).all()
+    places = star_places(output.members["image.fits"])
+    for row in stars.itertuples():
+        away = np.hypot(places[:, 0] - row.x, places[:, 1] - row.y)
+        assert away.min() < 0.05
+        x = PLACES[int(np.argmin(away))][0]
+        u = -(x - N / 2 + 1) * SCALE / RADIUS
+        assert row.flux_njy == pytest.approx(FLUX * 10 ** (-0.4 * (0.1 - 0.2 * u)), rel=2e-3)
+
+
+def test_no_star_bright_enough_is_an_empty_list(repo):
+    output = make_warp(repo, star_min_snr=1e6)
+    publish(repo, WARP, output.members)
+    stars = repo.read_table(WARP, "stars.parquet")
+    assert len(stars) == 0 and {str(kind) for kind in stars.dtypes} == {"float64"}
+
+
+def test_a_wcs_wrong_by_five_arcsec_shows_in_the_places_of_the_stars(repo):
+    """What the stack compares: all stars 12.5 px from where another exposure has them; LV-16."""
+    right = make_warp(repo).members["stars.parquet"]
+    cards = repo.read_json(SOLUTION, "solution.json")["chips"]["c0"]["wcs"]
+    calibrate(repo, headers={"a-1": {"c0": cards | {"CRVAL2": cards["CRVAL2"] + 5.0 / 3600.0}}})
+    wrong = make_warp(repo).members["stars.parquet"]
+    assert len(wrong) == len(right)
+    assert (wrong.y - right.y).to_numpy() == pytest.approx(12.5, abs=0.05)
+    assert (wrong.x - right.x).to_numpy() == pytest.approx(0.0, abs=0.05)
+
+
+def test_levels_tell_what_sky_is_left_and_what_the_focal_plane_would_leave(repo):
+    """LV-17: the mesh takes 10 electrons more than the surface; SKY is what brings them back."""
+    calibrate(repo)
+    levels = {name: plane for name, (plane, _) in make_warp(repo).members["levels.fits"].items()}
+    full = levels["COUNT"] > 200
+    assert full.sum() > 9
+    nanojansky = 10.0 * 10 ** (-0.4 * 0.1)
+    assert levels["LEVEL"][full] == pytest.approx(0.0, abs=0.05)
+    assert levels["SKY"][full] == pytest.approx(nanojansky, rel=0.01)
+    kept = {name: plane for name, (plane, _) in make_warp(repo, sky="focal_plane").members["levels.fits"].items()}
+    assert kept["LEVEL"][full] == pytest.approx(nanojansky, rel=0.01)
+    assert not kept["SKY"].any()
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_every_kernel_keeps_fluxes_and_is_named(repo, kernel):
+    output = make_warp(repo, kernel=kernel)
+    header = output.members["image.fits"].header
+    limit = 0.06 if kernel == "nearest" else 5e-3  # nearest counts some pixels twice where the scales differ
+    assert measure_stars(output)[0] == pytest.approx(FLUX, rel=limit)
+    assert header["KERNEL"] == kernel
+    assert header["MEDVAR"] == pytest.approx(np.median(output.members["image.fits"].var[100:300, 100:300]), rel=0.03)
+    assert (header["NOISECOV"] > 1.05) == (kernel != "nearest")
+
+
+def test_without_psf_models_and_surfaces_there_is_a_warp_without_them(repo):
+    """A solution of other hands: no PSF, no stars, no sky to add; asked for the surface, it says that there is none."""
+    header = fits.Header(list(repo.read_json(SOLUTION, "solution.json")["chips"]["c0"]["wcs"].items()))
+    publish_solution(repo, header, without=("psfs.fits", "skies.fits", "is_star"))
+    output = make_warp(repo)
+    publish(repo, WARP, output.members)
+    assert set(output.members) == {"image.fits", "levels.fits", "preview.png"}
+    assert read_psf_grid(repo, repo.pin(WARP)) is None
+    assert output.metrics["fwhm_arcsec"] == pytest.approx(1.2)
+    assert not output.members["levels.fits"]["SKY"][0].any()
+    with pytest.raises(NotFound, match=r"skies\.fits"):
+        make_warp(repo, sky="focal_plane")
+
+
+@pytest.mark.parametrize("spoil", ["masked", "nan", "infinite variance", "zero variance"])
+def test_a_chip_without_a_good_pixel_is_no_work_that_names_the_exposure(repo, spoil):
+    image = repo.read_image(CHIP)
+    if spoil == "masked":
+        image.mask[:] = int(Mask.BAD)
+    elif spoil == "nan":
+        image.mask[:] = int(Mask.NO_DATA)
+        image.sci[:] = 0
+    else:
+        image.var[:] = 1e38 if spoil == "infinite variance" else 0.0
+    publish(repo, CHIP, {"image.fits": image})
+    with pytest.raises(NoWork, match="no good pixel of a-1 lands on skycell 00"):
+        make_warp(repo)
+
+
+def test_islands_without_data_are_masked_and_everything_published_is_finite(repo):
+    """Variances of 0, −1 and 1e38 and a constant patch: the warp is published, masked there, weights finite."""
+    image = repo.read_image(CHIP)
+    image.var[40:60, 40:60], image.var[100:110, 200:210], image.var[200:220, 100:120] = 0.0, -1.0, 1e38
+    image.sci[250:300, 250:300] = 7.0
+    publish(repo, CHIP, {"image.fits": image})
+    output = make_warp(repo)
+    publish(repo, WARP, output.members)
+    back = repo.read_image(WARP)
+    good = (back.mask & int(NO_WEIGHT)) == 0
+    assert (back.var[good] > 0).all() and np.isfinite(1.0 / back.var[good]).all()
+    assert 0.004 < 1 - good[60:340, 60:340].mean() < 0.03
+    assert output.metrics["covered_fraction"] == pytest.approx(good.mean(), abs=1e-4)
+
+
+def test_the_same_inputs_give_the_same_bytes(repo):
+    first, second = (publish(repo, WARP, make_warp(repo).members) for _ in range(2))
+    assert first.content_sha256 == second.content_sha256

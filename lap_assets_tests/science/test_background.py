@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lap_assets.errors import UnprocessableData
-from lap_assets.science.background import evaluate_background, measure_background
+from lap_assets.science.background import evaluate_background, measure_background, sample_background
 from lap_assets_tests.science.star_fields import observe, star_field
 
 
@@ -59,3 +59,21 @@ def test_a_plane_is_reproduced_by_any_shape_and_mesh(ny, nx, a, b):
     flat_x, flat_y = mesh.shape[1] == 1, mesh.shape[0] == 1
     allowed = 0.2 + (abs(a) * nx / 2 if flat_x else 0.0) + (abs(b) * ny / 2 if flat_y else 0.0)
     assert np.abs(evaluate_background(mesh, plane.shape) - plane).max() <= allowed + 0.6 * (abs(a) + abs(b))
+
+
+def test_single_places_have_the_sky_of_the_whole_image():
+    """Within 0.5 % of what the mesh rises and falls by, at pixels; NaN and far places give something finite."""
+    rng = np.random.default_rng(11)
+    mesh = 100 + rng.normal(0, 1, (9, 6)).astype(np.float32)
+    shape = (1150, 770)
+    whole = evaluate_background(mesh, shape)
+    x, y = rng.integers(0, 770, 400), rng.integers(0, 1150, 400)
+    assert np.abs(sample_background(mesh, shape, x, y) - whole[y, x]).max() < 0.03
+    away = sample_background(mesh, shape, np.array([np.nan, -1e6, 769.0]), np.array([5.0, 5.0, 1e9]))
+    assert np.isfinite(away).all() and np.abs(away - 100).max() < 10
+    # continued linearly a little beyond the edges
+    ramp = np.repeat(np.arange(8.0)[None], 8, axis=0)
+    assert sample_background(ramp, (800, 800), np.array([-20.0]), np.array([400.0])) == pytest.approx(
+        -20 / 100 - 0.495, abs=0.01
+    )
+    assert (sample_background(np.full((1, 1), 7.0), shape, x, y) == 7.0).all()

@@ -93,14 +93,6 @@ def test_degree_falls_with_the_number_of_stars_and_no_star_is_no_work(field):
         fit_psf(data, var, np.ones(SHAPE, bool), x, y, flux)
 
 
-def test_models_survive_publishing(field):
-    model = fit_psf(*field)
-    planes = model.to_planes()
-    back = PsfModel.from_planes({name: (array.copy(), None) for name, array in planes.items()})
-    assert np.array_equal(back.evaluate(100.3, 200.7), model.evaluate(100.3, 200.7))
-    assert (back.degree, back.n_stars, back.frame) == (model.degree, model.n_stars, model.frame)
-
-
 @pytest.mark.parametrize(("fwhm", "g1", "g2"), [(2.2, 0.0, 0.0), (3.0, 0.05, 0.0), (4.5, -0.03, 0.06)])
 def test_measured_fwhm_and_distortion_of_a_known_profile(fwhm, g1, g2):
     """Against GalSim's own adaptive moments, and its FWHM of the pixel-convolved profile."""
