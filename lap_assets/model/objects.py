@@ -14,7 +14,7 @@ class ObjectFlag(IntFlag):
     SATURATED = 1 << 2  # a saturated pixel or a bleed trail in the object
     INCOMPLETE = 1 << 3  # more than a tenth of the Kron ellipse has no data
     BAD_CENTRE = 1 << 4  # a pixel within one FWHM of the centre is not usable
-    ROUGH_PSF = 1 << 5  # too few stars: the PSF is a Moffat profile of the header's FWHM
+    ROUGH_PSF = 1 << 5  # too few stars, and no PSF of the inputs: a Moffat profile of their FWHM
     NO_CENTROID = 1 << 6  # the windowed centroid failed; the isophotal one is given
 
 

@@ -6,22 +6,17 @@ stacked (again) from all warps there are, trails masked. Where no difference cou
 
 import logging
 
-import pandas as pd
-
 from lap_assets.errors import NoWork
-from lap_assets.model.ids import DataId, join_key
-from lap_assets.model.image import Mask, MaskedImage
+from lap_assets.model.ids import DataId, Pin, join_key
 from lap_assets.model.survey import Survey
-from lap_assets.pipeline.stacks import combine_warps, describe_stack
+from lap_assets.pipeline.stack_inputs import open_inputs, read_used
+from lap_assets.pipeline.stacks import Stack, combine_inputs, correct_sky, describe_stack
 from lap_assets.pipeline.task import Output, Task
 from lap_assets.pipeline.warps import find_warps
-from lap_assets.science.streaks import draw_streaks
 from lap_assets.settings import Settings
 from lap_assets.store.repo import Repo
 
 log = logging.getLogger(__name__)
-
-_STREAK = int(Mask.STREAK)
 
 
 def plan(survey: Survey, repo: Repo, settings: Settings, collection: str, partition: str) -> list[Task]:
@@ -51,21 +46,24 @@ def make(task: Task, repo: Repo) -> Output:
     crossed = sorted(name for name, table in streaks.items() if len(table))
     first_pass = task.pins("stacks")
     if first_pass and not crossed:
-        manifest = repo.manifest(first_pass[0].data_id)
-        return Output({}, dict(manifest.metrics) | {"n_streaks": 0, "restacked": 0}, refers_to=first_pass[0])
-    margin = task.settings.streak_masks.margin_px
-    images = [mask_streaks(repo.read_image(pin), streaks.get(pin.data_id.parts[0]), margin) for pin in warps]
-    stack, inputs = combine_warps(images, task.settings.stacks)
-    inputs["n_streaks"] = [len(streaks.get(name, ())) for name in inputs["exposure"]]
-    output = describe_stack(stack, inputs)
-    output.metrics |= {"n_streaks": int(inputs["n_streaks"].sum()), "restacked": 1}
+        return refer_to_stack(task, repo, first_pass[0])
+    with open_inputs(repo, warps, streaks, task.settings.streak_masks.margin_px) as inputs:
+        stack = combine_inputs(inputs, task.settings.stacks)
+        if task.settings.stacks.sky_corrected:
+            stack.flavours |= correct_sky(stack, inputs)
+    output = describe_stack(stack)
+    output.metrics |= {"n_streaks": int(stack.inputs["n_streaks"].sum()), "restacked": 1}
     if crossed:
         log.info("%s: trails of %s masked", task.data_id, ", ".join(crossed))
     return output
 
 
-def mask_streaks(image: MaskedImage, streaks: pd.DataFrame | None, margin_px: float) -> MaskedImage:
-    """The image with STREAK set on its trails; unchanged where there is none."""
-    if streaks is not None and len(streaks):
-        image.mask[draw_streaks(image.shape, streaks, margin_px)] |= _STREAK
-    return image
+def refer_to_stack(task: Task, repo: Repo, pin: Pin) -> Output:
+    """The first-pass stack as it is, and the flavour of it that only final stacks have."""
+    members: dict = {}
+    if task.settings.stacks.sky_corrected:
+        table, used = repo.read_table(pin, "inputs.parquet"), read_used(repo, pin)
+        with open_inputs(repo, task.pins("warps")) as inputs:
+            members = correct_sky(Stack(repo.read_image(pin), table, used), inputs)
+    metrics = dict(repo.manifest(pin.data_id).metrics) | {"n_streaks": 0, "restacked": 0}
+    return Output(members, metrics, refers_to=pin)

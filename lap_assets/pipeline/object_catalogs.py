@@ -13,6 +13,7 @@ from lap_assets.errors import NoWork
 from lap_assets.model.ids import DataId, join_key
 from lap_assets.model.image import MaskedImage
 from lap_assets.model.survey import Survey
+from lap_assets.pipeline.psf_members import read_psf_grid
 from lap_assets.pipeline.task import Output, Task
 from lap_assets.qa.pictures import MAX_THUMBNAIL_BYTES, colour_picture, thumbnail
 from lap_assets.science import catalog, star_galaxy
@@ -51,11 +52,12 @@ def make(task: Task, repo: Repo) -> Output:
     if reason := task.params.get("missing"):
         raise NoWork(reason)
     settings = task.settings.object_catalogs
-    images, fwhms = {}, {}
+    images, fwhms, psfs = {}, {}, {}
     for pin in sorted(task.pins("final_stacks")):
         band = pin.data_id.parts[1]
         images[band] = repo.read_image(pin)
         fwhms[band] = measure_seeing(repo.read_table(pin, "inputs.parquet"))
+        psfs[band] = read_psf_grid(repo, pin)
     scale = pixel_scale_arcsec(next(iter(images.values())))
     bands = {b: prepare_band(image, b, settings.background_mesh_px) for b, image in images.items()}
     objects, segments = find_objects(list(bands.values()), min(fwhms.values()) / scale, scale, settings)
@@ -66,9 +68,9 @@ def make(task: Task, repo: Repo) -> Output:
     table = pd.DataFrame({"object_id": names, "ra": ra, "dec": dec})
     table["radius_auto_arcsec"] = objects["auto_scale"] * np.sqrt(objects["a_px"] * objects["b_px"]) * scale
     table = table.join(objects.drop(columns=["kron", "auto_scale"]))
+    todo = plan_photometry(fwhms, scale, settings)
     measured = {
-        b: measure_band(objects, image, segments, fwhms[b] / scale, plan_photometry(fwhms, scale, settings))
-        for b, image in bands.items()
+        b: measure_band(objects, image, segments, fwhms[b] / scale, todo, psfs[b]) for b, image in bands.items()
     }
     table = join_bands(table, {b: t for b, (t, _) in measured.items()}, task.params["bands"])
     log.info("%s: %d objects in %s", task.data_id, len(table), ", ".join(bands))

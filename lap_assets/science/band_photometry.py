@@ -18,7 +18,9 @@ from lap_assets.science.forced import (
     render_psfs,
     sum_ellipses,
 )
-from lap_assets.science.stack_psf import StackPsf, model_stack_psf, stamp_size
+from lap_assets.science.moffat import MoffatPsf
+from lap_assets.science.psf_grid import PsfGrid
+from lap_assets.science.stack_psf import StackPsf, model_stack_psf
 from lap_assets.science.star_galaxy import measure_spread
 
 _CHUNK = 2000  # objects whose stamps are held at once
@@ -44,7 +46,12 @@ class PhotometryPlan:
 
 
 def measure_band(
-    objects: pd.DataFrame, band: BandImage, segments: np.ndarray, fwhm_px: float, plan: PhotometryPlan
+    objects: pd.DataFrame,
+    band: BandImage,
+    segments: np.ndarray,
+    fwhm_px: float,
+    plan: PhotometryPlan,
+    expected: PsfGrid | None = None,
 ) -> tuple[pd.DataFrame, StackPsf]:
     """Measure known objects in one band.
 
@@ -53,6 +60,8 @@ def measure_band(
     objects : columns x, y, a_px, b_px, theta_rad, auto_scale, segment, flags
     fwhm_px : float
         Expected seeing of this band.
+    expected : PsfGrid or None
+        Mean PSF of the stack's inputs, for where its own stars are too few.
 
     Returns
     -------
@@ -68,7 +77,9 @@ def measure_band(
     core = _sum_circles(objects, band, segments, 1.25 * fwhm_px)
     snr = core[0] / np.maximum(core[1], 1e-30)
     clean = (flags & int(SPOILT)) == 0
-    psf = model_stack_psf(band, segments, ids, x, y, core[0], snr, clean, fwhm_px, plan.psf_star_min_snr)
+    psf = model_stack_psf(
+        band, segments, ids, x, y, core[0], snr, clean, fwhm_px, plan.psf_star_min_snr, expected=expected
+    )
     table = measure_apertures(objects, band, segments, psf, plan.aperture_radii_px)
     stamps = [
         _measure_stamps(band, segments, ids[part], x[part], y[part], psf, plan.gauss_fwhm_px)
@@ -78,7 +89,7 @@ def measure_band(
     auto, auto_err = measure_auto_fluxes(objects, band, segments, psf)
     table["flux_auto"], table["flux_auto_err"] = auto, auto_err
     table["mag_auto"], table["mag_auto_err"] = convert_to_magnitudes(auto, auto_err)
-    rough = int(ObjectFlag.ROUGH_PSF) if psf.degree < 0 else 0
+    rough = int(ObjectFlag.ROUGH_PSF) if isinstance(psf.model, MoffatPsf) else 0
     return table.assign(flags=(flags | rough).astype(np.int32)), psf
 
 
@@ -142,7 +153,7 @@ def measure_enclosed(psf: StackPsf, shape: tuple[int, int], radii_px: np.ndarray
 def _measure_stamps(
     band: BandImage, segments: np.ndarray, ids: np.ndarray, x: np.ndarray, y: np.ndarray, psf: StackPsf, gauss_px: float
 ) -> pd.DataFrame:
-    size = stamp_size(psf.fwhm_px) if psf.degree < 0 else psf.model.evaluate(0.0, 0.0).shape[0]
+    size = psf.model.evaluate(0.0, 0.0).shape[0]
     psfs = render_psfs(psf.model, x, y)
     stamps = cut_stamps(band.sci, band.var, band.empty, segments, ids.astype(np.int64), x, y, size)
     columns = {}

@@ -1,24 +1,35 @@
-"""Clipped combination of warps to one stack, streamed in row bands.
+"""Combination of warps to one stack: weights, rejection of artefacts, streaming in bands of rows, and the arithmetic
+that takes inputs out again.
 
-Here: weights, outlier rejection, the planes of the stack and what is known of its noise. Not here: which warps enter
-(`pipeline/stacks`, `pipeline/final_stacks`), resampling (`warp`), streak masks (`streaks`).
+Here: what the numbers mean and in which order the rows go through the compiled loops (`stack_kernels`,
+`stack_rejection`). Not here: which warps enter (`pipeline/stacks`, `pipeline/final_stacks`), levels and positions that
+do not agree (`stack_levels`, `stack_alignment`), the PSF of the result (`stack_psf`), resampling (`warp`), streak masks
+(`streaks`).
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
-from numba import njit
 
-from lap_assets.model.image import NO_WEIGHT, Mask, MaskedImage
+from lap_assets.model.image import NO_WEIGHT, MaskedImage
+from lap_assets.science.psf_grid import PsfGrid
+from lap_assets.science.psf_matching import choose_target, matching_kernels, measure_width
+from lap_assets.science.stack_kernels import merge_rows, sorting_network, subtract_inputs, take_plane_off
+from lap_assets.science.stack_rejection import MARKS, grow_rows, judge_rows, settle_rows
 
 _HARD = int(NO_WEIGHT)
-_NO_DATA = int(Mask.NO_DATA)
-_CLIPPED = int(Mask.CLIPPED)
-_HALO = 2  # rows beyond a band that the neighbourhoods of the rejection look at
+INPUTS_PER_PLANE = 31  # bits of an int32 that are used
+_EDGE_SIGMA = 1.0  # deviation at which the direct neighbours of all that is rejected go too
+_GROW_ROUNDS = 3
+_ROWS_AT_ONCE = 256
+_MANY_NODES = 6
+_RING_PX = 4  # of `stack_rejection`: how far around a pixel a deviation is compared with that of its surroundings
 
-# (input, first row, last row + 1) -> sci, mask, var of these rows
-ReadRows = Callable[[int, int, int], tuple[np.ndarray, np.ndarray, np.ndarray]]
+# (input, first row, last row + 1, sci, mask, var): fills the three (rows, nx) arrays
+ReadRows = Callable[[int, int, int, np.ndarray, np.ndarray, np.ndarray], None]
 
 
 @dataclass(frozen=True)
@@ -30,26 +41,134 @@ class ClipLimits:
     sigma : float
         Deviation from the reference, in its own standard deviations, that is always allowed.
     amplitude : float
-        Deviation allowed on top, as a fraction of the local amplitude (0.3 clips star cores in seeing of 0.85–1.2″, 1.0
-        does not: measured). Grows with the spread of the seeing, see `amplitude_tolerances`.
+        Deviation allowed on top where PSFs differ, as a fraction of the local amplitude (0.3 clips star cores in seeing
+        of 0.85–1.2″, 1.0 does not: measured). Grows with the spread of the seeing, see `amplitude_tolerances`.
+    matched : float
+        The same between inputs brought to one PSF: what is wrong with PSF models, positions and zero points.
     grow_sigma : float
         Neighbours of a rejected pixel go at this smaller deviation, edges of cosmic rays and trails among them.
+    epochs, low_fraction, high_fraction : float
+        Deviations in at most min(epochs + high_fraction·n, low_fraction·n) of n inputs (and one of two or more) are an
+        artefact; in more, the sky or a variable.
     """
 
     sigma: float = 5.0
     amplitude: float = 1.0
+    matched: float = 0.1
     grow_sigma: float = 2.5
+    epochs: int = 2
+    low_fraction: float = 0.5
+    high_fraction: float = 0.03
+
+    def count_epochs(self, n: int) -> np.ndarray:
+        """(n + 1,) int64: largest number of deviating inputs that is an artefact, by the number of inputs."""
+        inputs = np.arange(n + 1)
+        low, high = np.floor(self.low_fraction * inputs + 1e-9), np.floor(self.epochs + self.high_fraction * inputs)
+        return np.where(inputs > 1, np.maximum(np.minimum(low, high), 1), 0).astype(np.int64)
 
 
-def choose_weights(variances: Sequence[float]) -> np.ndarray:
+@dataclass(frozen=True)
+class MatchingKernels:
+    """Kernels that bring each input to the common PSF, at nodes.
+
+    Attributes
+    ----------
+    kernels : (n, ky, kx, s, s) float32
+        Sum 1.
+    first, step : (x, y)
+        Of the nodes, px.
+    """
+
+    kernels: np.ndarray
+    first: tuple[float, float]
+    step: tuple[float, float]
+
+    @property
+    def radius(self) -> int:
+        return self.kernels.shape[-1] // 2
+
+    @cached_property
+    def mirrored(self) -> np.ndarray:
+        """The kernels as weights of the pixels they lie on."""
+        return np.ascontiguousarray(self.kernels[..., ::-1, ::-1])
+
+
+@dataclass
+class StackResult:
+    """What `combine_rows` makes.
+
+    Attributes
+    ----------
+    image : MaskedImage
+        Variance Σw²v/(Σw)²; mask: OR of the flags of the inputs used, CLIPPED where one was rejected, NO_DATA (with
+        zero sci and var) where none is left; plane NINPUT (int16).
+    used : (p, ny, nx) uint8, int16 or int32
+        Bit k of plane p: input 31·p + k entered.
+    rejected : (n,) int64
+        Pixels each input lost.
+    """
+
+    image: MaskedImage
+    used: np.ndarray
+    rejected: np.ndarray
+
+
+@dataclass(frozen=True)
+class Combination:
+    """How to combine n inputs.
+
+    Attributes
+    ----------
+    weights : (n,) float
+        From `choose_weights`; inputs of weight 0 are not read.
+    limits : ClipLimits or None
+        None: no rejection (only masked pixels are left out).
+    fwhm : (n,) float
+        Seeing of the inputs, px; NaN where not known.
+    levels : (n, 3) float
+        Planes taken off the inputs (`stack_levels`).
+    matching : MatchingKernels or None
+        Of the inputs of weight > 0, in their order; None: PSFs are not known.
+    """
+
+    weights: np.ndarray
+    limits: ClipLimits | None = None
+    fwhm: np.ndarray | None = None
+    levels: np.ndarray | None = None
+    matching: MatchingKernels | None = None
+    band_memory_mib: float = 128.0
+
+
+def choose_weights(
+    variances: Sequence[float], fwhm: Sequence[float] | None = None, noise_covariances: Sequence[float] | None = None
+) -> np.ndarray:
     """(n,) inverse-variance weights with sum 1; inputs without a finite positive variance get 0.
 
     One number per input, not per pixel: the PSF of the stack is then one weighted mean of the inputs' PSFs, and the
     moiré that resampling prints into VAR does not print through.
+
+    Parameters
+    ----------
+    variances : (n,) float
+        Typical variance of a pixel.
+    fwhm : (n,) float or None
+        Given: weights 1/(variance · FWHM²), the best for point sources; an unknown FWHM counts as the median.
+    noise_covariances : (n,) float or None
+        Variance of large sums over that of VAR, by which the variance is multiplied.
     """
-    variance = np.asarray(variances, float)
+    variance = np.array(variances, float)
+    if noise_covariances is not None:
+        variance = variance * np.asarray(noise_covariances, float)
+    if fwhm is not None:
+        width = np.asarray(fwhm, float)
+        known = np.isfinite(width) & (width > 0)
+        if known.any():
+            variance = variance * np.where(known, width, np.median(width[known])) ** 2
     good = np.isfinite(variance) & (variance > 0)
-    weight = np.where(good, 1.0 / np.where(good, variance, 1.0), 0.0)
+    weight = np.zeros(variance.size)
+    if good.any():
+        # relative to the smallest: no inverse of a denormal number can overflow
+        weight[good] = variance[good].min() / variance[good]
     total = weight.sum()
     return weight / total if total > 0 else weight
 
@@ -69,109 +188,21 @@ def amplitude_tolerances(fwhm: Sequence[float], limits: ClipLimits) -> np.ndarra
     return limits.amplitude * np.maximum(1.0, 1.25 * (ratio**2 - 1.0))
 
 
+def reach_of_seeing(fwhm: Sequence[float]) -> int:
+    """How far (px) the broadest PSF carries light beyond the sharpest: 1.5 sigma of the Gaussian between, 1 to 12."""
+    width = np.asarray(fwhm, float)
+    known = width[np.isfinite(width) & (width > 0)]
+    if not known.size:
+        return 1
+    return int(np.clip(np.ceil(1.5 / 2.3548 * np.sqrt(known.max() ** 2 - known.min() ** 2)), 1, 12))
+
+
 def typical_variance(image: MaskedImage) -> float:
     """Median variance of the pixels that carry weight; NaN where there is none."""
     sample = np.s_[::4, ::4] if image.sci.size > 100_000 else np.s_[:, :]
     variance = image.var[sample]
-    good = ((image.mask[sample] & _HARD) == 0) & (variance > 0)
+    good = ((image.mask[sample] & _HARD) == 0) & (variance > 0) & np.isfinite(variance)
     return float(np.median(variance[good])) if good.any() else float("nan")
-
-
-def combine_images(
-    images: Sequence[MaskedImage],
-    weights: np.ndarray,
-    limits: ClipLimits | None = None,
-    fwhm: Sequence[float] | None = None,
-) -> MaskedImage:
-    """`combine_rows` for warps that lie in memory; same result.
-
-    Parameters
-    ----------
-    images : sequence of MaskedImage
-        All of one shape.
-    weights : (n,) float
-    limits : ClipLimits or None
-        None: no rejection.
-    fwhm : (n,) or None
-        Seeing of the inputs, any unit.
-    """
-
-    def read_rows(index: int, first: int, last: int):
-        one = images[index]
-        return one.sci[first:last], one.mask[first:last], one.var[first:last]
-
-    return combine_rows(read_rows, weights, images[0].shape, limits, fwhm)
-
-
-def combine_rows(
-    read_rows: ReadRows,
-    weights: np.ndarray,
-    shape: tuple[int, int],
-    limits: ClipLimits | None = None,
-    fwhm: Sequence[float] | None = None,
-    band_rows: int = 128,
-) -> MaskedImage:
-    """Weighted mean of inputs with rejection of outliers, in bands of rows.
-
-    Reference of a pixel: the median of the inputs there (the smaller one of two, as outliers are mostly light added).
-    Rejected is what deviates by more than `sigma`·σ + a·A, with a from `amplitude_tolerances` and A the largest
-    reference among the 3×3 neighbours: it follows the slope of stars whose seeing differs. Then neighbours in the
-    same input that deviate by more than `grow_sigma`·σ + a·A. σ² is the input's variance and that of the reference. A
-    single input cannot be judged.
-
-    Parameters
-    ----------
-    read_rows : callable
-        Gives rows of one input; sci in nJy, mask bits of `Mask`, var in nJy².
-    weights : (n,) float
-        From `choose_weights`.
-    shape : (ny, nx)
-    limits : ClipLimits or None
-        None: no rejection (only masked pixels are left out).
-    fwhm : (n,) or None
-        Seeing of the inputs, any unit; None: alike.
-    band_rows : int
-        Memory is n · (band_rows + 4) · nx · 11 bytes, whatever ny is; the result does not depend on it.
-
-    Returns
-    -------
-    MaskedImage
-        Variance Σw²v/(Σw)²; mask: OR of the flags of the inputs used, CLIPPED where one was rejected, NO_DATA (with
-        zero sci and var) where none is left; plane NINPUT (int16).
-    """
-    ny, nx = shape
-    weight = np.asarray(weights, np.float32)
-    network = sorting_network(weight.size)
-    if limits:
-        widths = np.ones(weight.size) if fwhm is None else fwhm
-        tolerances = amplitude_tolerances(widths, limits).astype(np.float32)
-    stack = MaskedImage(
-        sci=np.zeros(shape, np.float32), mask=np.zeros(shape, np.int16), var=np.zeros(shape, np.float32)
-    )  # fmt: skip
-    stack.planes["NINPUT"] = count = np.zeros(shape, np.int16)
-    for first in range(0, ny, band_rows):
-        last = min(first + band_rows, ny)
-        low, high = max(first - _HALO, 0), min(last + _HALO, ny)
-        sci = np.empty((weight.size, high - low, nx), np.float32)
-        mask, var = np.empty(sci.shape, np.int16), np.empty(sci.shape, np.float32)
-        for index in range(weight.size):
-            sci[index], mask[index], var[index] = read_rows(index, low, high)
-        rejected = np.zeros((0, 0, 0), np.uint8)
-        if limits:
-            rejected = _find_outliers(sci, mask, var, weight, network, tolerances, limits)
-        rows = np.s_[first:last]
-        into = (stack.sci[rows], stack.mask[rows], stack.var[rows], count[rows])
-        _average(sci, mask, var, weight, rejected, first - low, *into)
-    return stack
-
-
-def _find_outliers(sci, mask, var, weight, network, tolerances, limits: ClipLimits) -> np.ndarray:
-    """(n, rows, nx) uint8: 0 for what may enter."""
-    reference, slack = _reference(sci, mask, var, weight, network)
-    rejected = np.zeros(sci.shape, np.uint8)
-    sigma, grow = np.float32(limits.sigma), np.float32(limits.grow_sigma)
-    _reject(sci, mask, var, reference, slack, _widen(reference), sigma, tolerances, grow, rejected)
-    return rejected
 
 
 def combine_covariance(factors: Sequence[float], weights: np.ndarray, variances: Sequence[float]) -> float:
@@ -181,132 +212,259 @@ def combine_covariance(factors: Sequence[float], weights: np.ndarray, variances:
     return float(np.sum(w[used] ** 2 * c[used] * v[used]) / np.sum(w[used] ** 2 * v[used]))
 
 
-def sorting_network(n: int) -> np.ndarray:
-    """(m, 2) int64 compare-exchange steps that sort n values (Batcher 1968, odd-even merge; Knuth TAOCP 3, 5.2.2 M)."""
-    steps = []
-    top = 1 << max(n - 1, 0).bit_length() >> 1
-    p = top
-    while p > 0:
-        q, r, d = top, 0, p
-        while True:
-            steps += [(i, i + d) for i in range(n - d) if i & p == r]
-            if q == p:
-                break
-            d, q, r = q - p, q >> 1, p
-        p >>= 1
-    return np.array(steps, np.int64).reshape(-1, 2)
+def plan_matching(psfs: Sequence[PsfGrid | None], max_radius: int = 24) -> MatchingKernels:
+    """Kernels that bring all inputs to one PSF, a little broader than the broadest.
 
-
-@njit(cache=True, nogil=True)
-def _reference(sci, mask, var, weight, network):
-    """(rows, nx) median over the inputs with weight (lower one of the middle two; 0 where there is none), and by how
-    much its own noise adds to the variance of a deviation from it: 1 + π/2n.
-
-    The same compare-exchange steps for all pixels of a row run in vector registers; missing values are +inf.
+    Parameters
+    ----------
+    psfs : sequence of PsfGrid or None
+        On the same nodes, each known somewhere; None, of which there may not be all: not known, its kernels are zero.
+    max_radius : int
+        Of the kernels, px; less where the PSFs are alike.
     """
-    n, rows, nx = sci.shape
-    reference, slack = np.zeros((rows, nx), np.float32), np.ones((rows, nx), np.float32)
-    values = np.empty((n, nx), np.float32)
-    counts = np.empty(nx, np.int32)
-    for y in range(rows):
-        counts[:] = 0
-        for k in range(n):
-            line, flags, variance, column = sci[k, y], mask[k, y], var[k, y], values[k]
-            weighted = weight[k] > 0
-            for x in range(nx):
-                good = (flags[x] & _HARD == 0) & (variance[x] > 0) & weighted
-                column[x] = line[x] if good else np.float32(np.inf)
-                counts[x] += np.int32(good)
-        for step in range(network.shape[0]):
-            lower, upper = values[network[step, 0]], values[network[step, 1]]
-            for x in range(nx):
-                a, b = lower[x], upper[x]
-                lower[x] = a if a < b else b
-                upper[x] = b if a < b else a
-        for x in range(nx):
-            if counts[x] > 0:
-                reference[y, x] = values[(counts[x] - 1) // 2, x]
-                slack[y, x] = np.float32(1.0) + np.float32(0.5 * np.pi) / counts[x]
-    return reference, slack
+    known = [psf for psf in psfs if psf is not None]
+    target = choose_target(known)
+    # what of a kernel lies beyond is missing in the wings of bright stars
+    radius = int(np.clip(np.ceil(1.75 * measure_width(target)), 5, max_radius))
+    # a PSF changes little from node to node: every second one will do where there are many
+    node_x, node_y = (nodes[:: 2 if nodes.size > _MANY_NODES else 1] for nodes in (known[0].x, known[0].y))
+    x, y = (grid.ravel() for grid in np.meshgrid(node_x, node_y))
+    kernels = np.zeros((len(psfs), node_y.size, node_x.size, 2 * radius + 1, 2 * radius + 1), np.float32)
+    for kernel, psf in zip(kernels, psfs, strict=True):
+        if psf is not None:
+            kernel[:] = matching_kernels(psf.evaluate_many(x, y), target, radius).reshape(kernel.shape)
+    step = (float(np.diff(node_x).mean()), float(np.diff(node_y).mean()))
+    return MatchingKernels(kernels, (float(node_x[0]), float(node_y[0])), step)
 
 
-@njit(cache=True, nogil=True)
-def _widen(reference):
-    """Largest of the 3×3 neighbours, at least 0."""
-    rows, nx = reference.shape
-    across = np.empty((rows, nx), np.float32)
-    for y in range(rows):
-        for x in range(nx):
-            across[y, x] = max(reference[y, x], reference[y, max(x - 1, 0)], reference[y, min(x + 1, nx - 1)], 0.0)
-    wide = np.empty((rows, nx), np.float32)
-    for y in range(rows):
-        for x in range(nx):
-            wide[y, x] = max(across[y, x], across[max(y - 1, 0), x], across[min(y + 1, rows - 1), x])
-    return wide
+def combine_images(images: Sequence[MaskedImage], combination: Combination) -> StackResult:
+    """`combine_rows` for warps that lie in memory, all of one shape; same result."""
+
+    def read_rows(index, first, last, sci, mask, var):
+        one = images[index]
+        sci[:], mask[:], var[:] = one.sci[first:last], one.mask[first:last], one.var[first:last]
+
+    return combine_rows(read_rows, images[0].shape, combination)
 
 
-@njit(cache=True, nogil=True)
-def _reject(sci, mask, var, reference, slack, amplitude, sigma, tolerances, grow, rejected):
-    """Mark outliers (1), then their deviating neighbours in the same input (2)."""
-    n, rows, nx = sci.shape
-    zero = np.float32(0)
-    found = np.empty(rows, np.uint8)
-    for k in range(n):
-        fraction = tolerances[k]
-        for y in range(rows):
-            line, flags, variance, mark = sci[k, y], mask[k, y], var[k, y], rejected[k, y]
-            middle, wide, looser = reference[y], amplitude[y], slack[y]
-            some = np.uint8(0)
-            for x in range(nx):
-                excess = abs(line[x] - middle[x]) - fraction * wide[x]
-                excess = excess if excess > zero else zero
-                out = (excess * excess > sigma * sigma * looser[x] * variance[x]) & (flags[x] & _HARD == 0)
-                mark[x] = np.uint8(out)
-                some |= np.uint8(out)
-            found[y] = some
-        for y in range(rows):
-            if not found[y]:
-                continue
-            for x in range(nx):
-                if rejected[k, y, x] != 1:
-                    continue
-                for v in range(max(y - 1, 0), min(y + 2, rows)):
-                    for u in range(max(x - 1, 0), min(x + 2, nx)):
-                        excess = abs(sci[k, v, u] - reference[v, u]) - fraction * amplitude[v, u]
-                        limit = grow * grow * slack[v, u] * var[k, v, u]
-                        if rejected[k, v, u] == 0 and excess > 0 and excess * excess > limit:
-                            rejected[k, v, u] = 2
+def combine_rows(read_rows: ReadRows, shape: tuple[int, int], combination: Combination) -> StackResult:
+    """Weighted mean of inputs with rejection of artefacts, in bands of rows, the next of which is read meanwhile.
+
+    Rejection, after CompareWarp (Bosch et al. 2018, PASJ 70, S5, section 3.3): what deviates from the static sky in
+    few inputs is an artefact, what deviates in many is sky or a variable and stays. The reference of a pixel is the
+    median of the inputs (the lower one of the middle two, as artefacts are mostly light added); σ² is the input's
+    variance and that of the median; A the largest reference among the 3×3 neighbours, A' that within
+    `reach_of_seeing`. Of a deviation, what the surroundings deviate by too is no part (wings of bright stars). With a
+    from `amplitude_tolerances`, an input deviates
+
+    * blatantly, by more than `sigma`·σ + a·A': no PSF does that;
+    * else, by more than `sigma`·σ + `matched`·A and still so after all inputs, less their blatant pixels, have been
+      brought to the PSF of the broadest (evaluated at such pixels only; where PSFs are not known, it does not).
+
+    Then neighbours in the same input go that deviate by more than `grow_sigma`·σ + `matched`·A, two rounds, and theirs
+    by more than 1 σ. A single input cannot be judged. Saturated pixels are judged by their blatancy alone, and not
+    where many inputs are.
+
+    Parameters
+    ----------
+    read_rows : callable
+        Fills rows of one input: sci in nJy, mask bits of `Mask`, var in nJy². Called from another thread.
+    shape : (ny, nx)
+    combination : Combination
+        `band_memory_mib`: of the buffers, for any number of inputs and any ny (but never less than a band of a few rows
+        needs); the result does not depend on it.
+    """
+    stream = _Stream(read_rows, shape, combination)
+    for _ in stream.pass_bands():
+        stream.settle_band()
+    return stream.finish()
 
 
-@njit(cache=True, nogil=True)
-def _average(sci, mask, var, weight, rejected, skip, out, flags, variance, count):
-    n = sci.shape[0]
-    rows, nx = out.shape
-    zero = np.float32(0)
-    none = np.zeros(nx, np.uint8)
-    total, missing = np.empty(nx, np.float32), np.empty(nx, np.int16)
-    for y in range(rows):
-        mean, noise, bits, number = out[y], variance[y], flags[y], count[y]
-        total[:] = 0
-        missing[:] = 0
-        for k in range(n):
-            w = weight[k]
-            if w <= 0:
-                continue
-            line, here, var_line = sci[k, y + skip], mask[k, y + skip], var[k, y + skip]
-            mark = rejected[k, y + skip] if rejected.size else none
-            for x in range(nx):
-                good = (here[x] & _HARD == 0) & (var_line[x] > zero)
-                used = good & (mark[x] == 0)
-                mean[x] += w * line[x] if used else zero
-                noise[x] += w * w * var_line[x] if used else zero
-                total[x] += w if used else zero
-                number[x] += np.int16(used)
-                bits[x] |= here[x] if used else np.int16(_CLIPPED if good else 0)
-                missing[x] |= here[x]
-        for x in range(nx):
-            if number[x] > 0:
-                mean[x] /= total[x]
-                noise[x] /= total[x] * total[x]
-            else:
-                bits[x] |= missing[x] | _NO_DATA
+@dataclass
+class _Buffers:
+    """Rows of the image from `top` on, `filled` of them, of all inputs."""
+
+    sci: np.ndarray
+    mask: np.ndarray
+    var: np.ndarray
+    top: int = 0
+    filled: int = 0
+
+    def keep_tail(self, other: "_Buffers", tail: int) -> None:
+        """Begin with the last `tail` rows of `other`, their marks wiped."""
+        end = other.filled
+        self.sci[:, :tail] = other.sci[:, end - tail : end]
+        np.bitwise_and(other.mask[:, end - tail : end], ~np.int16(MARKS), out=self.mask[:, :tail])
+        self.var[:, :tail] = other.var[:, end - tail : end]
+        self.top = other.top + end - tail
+
+
+@dataclass
+class _Stream:
+    """The bands of one combination on their way through the kernels."""
+
+    read_rows: ReadRows
+    shape: tuple[int, int]
+    combination: Combination
+    done: int = 0  # rows of the image that are settled
+    found: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+
+    def __post_init__(self) -> None:
+        chosen, (ny, nx) = self.combination, self.shape
+        weights = np.asarray(chosen.weights, float)
+        self.place = np.flatnonzero(weights > 0)
+        self.weight = weights[self.place]
+        n = self.place.size
+        levels = np.zeros((weights.size, 3)) if chosen.levels is None else np.asarray(chosen.levels, float)
+        self.level = np.ascontiguousarray(levels[self.place])
+        self.fwhm = np.ones(n) if chosen.fwhm is None else np.asarray(chosen.fwhm, float)[self.place]
+        self.reach = reach_of_seeing(self.fwhm)
+        radius = chosen.matching.radius if chosen.matching else 0
+        self.halo = _GROW_ROUNDS + radius + max(self.reach, _RING_PX) if chosen.limits else 0
+        rows = int(chosen.band_memory_mib * 2**20 / (2 * max(n, 1) * nx * 10.0))
+        rows = min(max(rows, 3 * self.halo + 8), ny)
+        self.present, self.coming = (self._make_buffers(n, rows) for _ in range(2))
+        self.middle = np.zeros((rows, nx), np.float32)
+        self.image = MaskedImage(
+            sci=np.empty(self.shape, np.float32),
+            mask=np.empty(self.shape, np.int16),
+            var=np.empty(self.shape, np.float32),
+            planes={"NINPUT": np.empty(self.shape, np.int16)},
+        )
+        # the smallest type that holds the bits
+        kind = np.uint8 if weights.size <= 8 else np.int16 if weights.size <= 15 else np.int32
+        self.used = np.empty((-(-weights.size // INPUTS_PER_PLANE), ny, nx), kind)
+        self.rejected = np.zeros(n, np.int64)
+
+    def _make_buffers(self, n: int, rows: int) -> _Buffers:
+        shape = (n, rows, self.shape[1])
+        return _Buffers(np.empty(shape, np.float32), np.empty(shape, np.int16), np.empty(shape, np.float32))
+
+    def pass_bands(self):
+        """Yield when the rows of a band are in `present` and merged; the next are read meanwhile."""
+        ny = self.shape[0]
+        with ThreadPoolExecutor(1) as reader:
+            rows = self.present.sci.shape[1]
+            tail, new = 0, min(rows, ny)
+            reading = reader.submit(self._fill, self.present, 0, 0, new)
+            while True:
+                reading.result()
+                band, self.present.filled = (tail, tail + new), tail + new
+                end = self.present.top + self.present.filled
+                tail = min(2 * self.halo, self.present.filled)
+                new = min(rows - tail, ny - end)
+                if new > 0:
+                    reading = reader.submit(self._fill, self.coming, tail, end, end + new)
+                self._merge(band)
+                yield
+                if new <= 0:
+                    return
+                reading.result()
+                self.coming.keep_tail(self.present, tail)
+                self.middle[:tail] = self.middle[self.present.filled - tail : self.present.filled].copy()
+                self.present, self.coming = self.coming, self.present
+
+    def _fill(self, buffers: _Buffers, row: int, first: int, last: int) -> None:
+        rows = np.s_[row : row + last - first]
+        for k, index in enumerate(self.place):
+            self.read_rows(int(index), first, last, buffers.sci[k, rows], buffers.mask[k, rows], buffers.var[k, rows])
+
+    def _merge(self, rows: tuple[int, int]) -> None:
+        one, limits = self.present, self.combination.limits
+        limit = limits.sigma**2 if limits else np.inf
+        image = self.image
+        fresh = merge_rows(
+            one.sci, one.mask, one.var, rows, one.top, self.weight, self.place, self.level,
+            sorting_network(self.weight.size), limit,
+            image.sci, image.var, image.mask, image.planes["NINPUT"], self.used, self.middle,
+        )  # fmt: skip
+        self.found = np.concatenate([self.found[self.found >= one.top * self.shape[1]], fresh])
+
+    def settle_band(self) -> None:
+        """Judge what deviates in the band, and average anew where something is rejected."""
+        one, ny, limits = self.present, self.shape[0], self.combination.limits
+        end = one.top + one.filled
+        last = end if end == ny else end - self.halo
+        core = (self.done - one.top, last - one.top)
+        self.done = last
+        if limits is None or not self.found.size:
+            return
+        rows, wider = (0, one.filled), (max(core[0] - _GROW_ROUNDS, 0), min(core[1] + _GROW_ROUNDS, one.filled))
+        guilty = [self._judge(limits, rows, wider)]
+        for sigma in (limits.grow_sigma,) * (_GROW_ROUNDS - 1) + (_EDGE_SIGMA,):
+            # at the same sigma only what is new can spread further
+            sources = guilty[-1] if sigma == limits.grow_sigma else np.concatenate(guilty)
+            fresh = grow_rows(
+                one.sci, one.mask, one.var, rows, one.top, self.middle, sources, sigma, np.float32(limits.matched)
+            )
+            guilty.append(fresh)
+        places, image = np.unique(np.concatenate(guilty)), self.image
+        settle_rows(
+            one.sci, one.mask, one.var, core, one.top, self.weight, self.place, places,
+            image.sci, image.var, image.mask, image.planes["NINPUT"], self.used, self.rejected,
+        )  # fmt: skip
+
+    def _judge(self, limits: ClipLimits, rows: tuple[int, int], core: tuple[int, int]) -> np.ndarray:
+        one, n, matching = self.present, self.weight.size, self.combination.matching
+        kernels = matching or MatchingKernels(np.zeros((n, 1, 1, 1, 1), np.float32), (0.0, 0.0), (1.0, 1.0))
+        return judge_rows(
+            one.sci, one.mask, one.var, rows, core, one.top, self.middle, self.found,
+            amplitude_tolerances(self.fwhm, limits).astype(np.float32), self.reach, limits.sigma,
+            np.float32(limits.matched),
+            limits.count_epochs(n), kernels.mirrored, kernels.first, kernels.step, matching is not None,
+        )  # fmt: skip
+
+    def finish(self) -> StackResult:
+        rejected = np.zeros(np.asarray(self.combination.weights).size, np.int64)
+        rejected[self.place] = self.rejected
+        return StackResult(self.image, self.used, rejected)
+
+
+def subtract_level(image: MaskedImage, coefficients: Sequence[float]) -> MaskedImage:
+    """The image less the plane c0 + c1 x + c2 y (nJy/px; coordinates of `matching_kernel.scale_positions`), as
+    `combine_rows` takes it off; mask and variance are shared.
+    """
+    sci = image.sci.astype(np.float32)
+    take_plane_off(sci, np.asarray(coefficients, float))
+    return MaskedImage(sci, image.mask, image.var, image.header, dict(image.planes))
+
+
+def remove_inputs(
+    stack: MaskedImage, used: np.ndarray, weights: np.ndarray, gone: Sequence[int], images: Sequence[MaskedImage]
+) -> MaskedImage:
+    """A stack without some of its inputs, by arithmetic: equal to combining the others anew with the same rejections.
+
+    Sums in float64; what differs is the rounding of the stack's float32 planes (half an ulp of its value and variance,
+    times Σw / Σw left).
+
+    Parameters
+    ----------
+    stack : MaskedImage
+        As published, plane NINPUT included.
+    used : (p, ny, nx) int
+        Bit k of plane p: input 31·p + k entered.
+    weights : (n,) float
+        Of all inputs.
+    gone : sequence of int
+        Inputs to take out.
+    images : sequence of MaskedImage
+        Their warps, of the stack's shape, the level taken off (`subtract_level`).
+
+    Returns
+    -------
+    MaskedImage
+        Own planes; NO_DATA where nothing is left. Flags that only an input taken out had set remain.
+    """
+    out = MaskedImage(
+        np.empty_like(stack.sci), stack.mask.copy(), np.empty_like(stack.var), stack.header.copy(),
+        {"NINPUT": stack.planes["NINPUT"].copy()},
+    )  # fmt: skip
+    weights, gone = np.asarray(weights, float), np.asarray(gone, np.int64)
+    for first in range(0, stack.shape[0], _ROWS_AT_ONCE):
+        rows = np.s_[first : first + _ROWS_AT_ONCE]
+        lines = [np.stack([getattr(image, name)[rows] for image in images]) for name in ("sci", "var")]
+        subtract_inputs(
+            stack.sci[rows], stack.var[rows], out.planes["NINPUT"][rows], out.mask[rows],
+            used[:, rows].astype(np.int32), weights, gone, *lines, out.sci[rows], out.var[rows],
+        )  # fmt: skip
+    return out

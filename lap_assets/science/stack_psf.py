@@ -1,8 +1,10 @@
-"""The PSF of one band of a stacked skycell: from its own stars, or a stand-in where they are too few.
+"""The PSF of one band of a stacked skycell: the mean of its inputs' PSFs, or from its own stars.
 
-Here: choosing the stars, the order of the model and the fall-back. The model itself is `psf.py`'s.
+Here: which inputs count where; choosing the stars, the order of the model and the fall-back. The models themselves are
+`psf_grid.py`'s and `psf.py`'s.
 """
 
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -12,36 +14,19 @@ import sep
 from lap_assets.errors import NoWork
 from lap_assets.science.catalog import BandImage
 from lap_assets.science.forced import PsfAt
+from lap_assets.science.moffat import MoffatPsf, stamp_size
 from lap_assets.science.psf import PsfModel, fit_psf, measure_shape
+from lap_assets.science.psf_grid import PsfGrid, average_grids
 from lap_assets.science.star_galaxy import select_psf_stars
 
 _ENOUGH_STARS = 25
-
-
-@dataclass(frozen=True)
-class MoffatPsf:
-    """A round Moffat profile, the same everywhere."""
-
-    fwhm_px: float
-    stamp_px: int
-    beta: float = 3.0
-
-    def evaluate(self, x: float, y: float) -> np.ndarray:
-        """(s, s) float64 stamp, sum 1, centred on its middle pixel; each pixel is averaged over 5 x 5 points."""
-        alpha2 = (self.fwhm_px / 2.0) ** 2 / (2.0 ** (1.0 / self.beta) - 1.0)
-        fine = (np.arange(self.stamp_px * 5) - (self.stamp_px * 5 - 1) / 2.0) / 5.0
-        profile = (1.0 + (fine[:, None] ** 2 + fine[None, :] ** 2) / alpha2) ** -self.beta
-        stamp = profile.reshape(self.stamp_px, 5, self.stamp_px, 5).mean(axis=(1, 3))
-        return stamp / stamp.sum()
-
-    def evaluate_many(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-        """The same stamp n times, (n, s, s)."""
-        return np.repeat(self.evaluate(0.0, 0.0)[None], len(x), axis=0)
+_BETA = 3.0  # of the stand-in
+_NODE_PX = 32  # half-width of the box about a node in which inputs are counted
 
 
 @dataclass(frozen=True)
 class StackPsf:
-    """The PSF of a band of a skycell and how it was come by; `degree` is -1 for the Moffat stand-in."""
+    """The PSF of a band of a skycell and how it was come by; `degree` is -1 where its own stars were too few."""
 
     model: PsfAt
     fwhm_px: float
@@ -49,9 +34,59 @@ class StackPsf:
     degree: int
 
 
-def stamp_size(fwhm_px: float) -> int:
-    """Odd number of pixels that holds a PSF and its wings: 4 FWHM to each side, at least 25 pixels."""
-    return max(25, 2 * int(np.ceil(4.0 * fwhm_px)) + 1)
+def average_psfs(grids: Sequence[PsfGrid | None], used: np.ndarray, weights: np.ndarray) -> PsfGrid:
+    """The PSF of a stack at the nodes of its inputs' grids: their mean, each by its weight times the part of the pixels
+    around the node in which it was used.
+
+    Parameters
+    ----------
+    grids : sequence of PsfGrid or None
+        Of all inputs, on the same nodes; those without a PSF do not count.
+    used : (p, ny, nx) int
+        Bit k of plane p: input 31·p + k entered.
+    weights : (n,) float
+
+    Raises
+    ------
+    NoWork
+        If no input has a PSF.
+    """
+    known = [k for k, grid in enumerate(grids) if grid is not None and weights[k] > 0]
+    if not known:
+        raise NoWork("no input has a PSF")
+    first = grids[known[0]]
+    shares = np.zeros((len(known), first.y.size, first.x.size))
+    for j, y in enumerate(first.y):
+        for i, x in enumerate(first.x):
+            box = used[:, _around(y, used.shape[1]), _around(x, used.shape[2])]
+            shares[:, j, i] = [weights[k] * np.mean((box[k // 31] >> (k % 31)) & 1) for k in known]
+    return average_grids([grids[k] for k in known], shares)
+
+
+def _around(at: float, size: int) -> slice:
+    """Every fourth pixel about a place along one axis of an image."""
+    return slice(max(int(at) - _NODE_PX, 0), min(int(at) + _NODE_PX + 1, size), 4)
+
+
+def evaluate_stack_psf(
+    grids: Sequence[PsfGrid | None], used: np.ndarray, weights: np.ndarray, x: float, y: float
+) -> np.ndarray:
+    """The PSF of a stack at (x, y) from exactly the inputs used at that pixel, (s, s) float64 of sum 1.
+
+    Parameters as in `average_psfs`; raises `NoWork` where no input with a PSF is used.
+    """
+    row, column = (int(np.clip(round(at), 0, size - 1)) for at, size in zip((y, x), used.shape[1:], strict=True))
+    bits = used[:, row, column].astype(np.int64)
+    here = [
+        k for k, grid in enumerate(grids) if grid is not None and weights[k] > 0 and (bits[k // 31] >> (k % 31)) & 1
+    ]
+    if not here:
+        raise NoWork(f"no input with a PSF is used at ({x:.1f}, {y:.1f})")
+    size = max(grid.stamp_px for grid in grids if grid is not None)
+    total = np.zeros((size, size))
+    for k in here:
+        total += weights[k] * np.pad(grids[k].evaluate(x, y), (size - grids[k].stamp_px) // 2)
+    return total / total.sum()
 
 
 def model_stack_psf(
@@ -66,8 +101,9 @@ def model_stack_psf(
     fwhm_px: float,
     min_snr: float = 50.0,
     min_stars: int = 5,
+    expected: PsfGrid | None = None,
 ) -> StackPsf:
-    """Model the PSF from the stars among objects at (x, y); with fewer than `min_stars`, a Moffat of `fwhm_px`.
+    """Model the PSF from the stars among objects at (x, y); with fewer than `min_stars`, the mean of the inputs' PSFs.
 
     The polynomial order of its variation is what the number of stars bears: 2 from 60, 1 from 20, else 0.
 
@@ -81,6 +117,8 @@ def model_stack_psf(
         Neither saturated nor on bad pixels; neighbours are taken away.
     fwhm_px : float
         Expected seeing.
+    expected : PsfGrid or None
+        Of the inputs (`average_psfs`); None: a Moffat profile of `fwhm_px` stands in.
     """
     size = stamp_size(fwhm_px)
     x, y = np.array(x, dtype=np.float64), np.array(y, dtype=np.float64)  # sep wants writable arrays
@@ -103,7 +141,9 @@ def model_stack_psf(
             )
             if model.n_stars >= min_stars:
                 return StackPsf(model, _measure_fwhm(model, band.sci.shape), model.n_stars, model.degree)
-    return StackPsf(MoffatPsf(fwhm_px, size), fwhm_px, 0, -1)
+    if expected is not None:
+        return StackPsf(expected, expected.fwhm_px, 0, -1)
+    return StackPsf(MoffatPsf(fwhm_px, _BETA), fwhm_px, 0, -1)
 
 
 def _measure_fwhm(model: PsfModel, shape: tuple[int, int]) -> float:
