@@ -66,11 +66,11 @@ def get(
 
 def show(
     context: typer.Context,
-    what: Annotated[str, typer.Argument(help="A product, or: settings, cameras, products.")],
+    what: Annotated[str, typer.Argument(help="A product, or: settings, compute, cameras, products.")],
     keys: Annotated[list[str] | None, typer.Argument(help=KEYS_HELP)] = None,
     out: Annotated[Path | None, typer.Option("-o", help="Write the picture here.")] = None,
 ) -> None:
-    """Show settings, cameras, the product table, or what one product is made of and a picture of it."""
+    """Show settings, how work is spread, cameras, the product table, or what one product is made of and a picture."""
     from lap_assets.operations import read as reading
 
     if what in ("cameras", "products"):
@@ -79,6 +79,9 @@ def show(
     space = open_workspace(context)
     if what == "settings":
         print(reading.show_settings(space.settings))
+        return
+    if what == "compute":
+        print(reading.show_compute(space.settings.compute))
         return
     print(reading.show_unit(space, what, parse_keys(keys or []), out))
 

@@ -2,7 +2,8 @@
 
 `units_done` (a warning) says which units did not end `done`, and why. `files_on_disk` (blocking) fails when what was
 published is not on disk as its manifests say; `master_comparison` (blocking, of masters only) as long as a master is
-not certified. Nothing else stops a partition from flowing on.
+not certified; `subtraction` (a warning, of differences only) where one cannot be believed. Nothing else stops a
+partition from flowing on.
 """
 
 import base64
@@ -12,7 +13,7 @@ import dagster as dg
 
 from lap_assets.model.ids import JOIN
 from lap_assets.model.products import CELL_BANDS, CELLS, EXPOSURE_CELLS, EXPOSURES, MASTERS, get_product
-from lap_assets.model.quality import Verdict
+from lap_assets.model.quality import GOOD, Verdict
 from lap_assets.model.states import DONE, GONE, RESULTS
 from lap_assets.model.survey import Survey
 from lap_assets.pipeline.engine import PartitionReport
@@ -25,6 +26,11 @@ CHECKS = {
 COMPARISON = "master_comparison"
 MASTER_CHECKS = {
     COMPARISON: "The master is certified: like the certified one before it, or by a person; nothing uses it before.",
+}
+SUBTRACTION = "subtraction"
+DIFF_CHECKS = {
+    SUBTRACTION: "The template fits every skycell: flux ratio, matched stars, their residuals and the sky are as they "
+    "should be. Nothing is taken from the others.",
 }
 BLOCKING = "files_on_disk"
 STOPPING = frozenset({BLOCKING, COMPARISON})  # nothing is made from what fails these
@@ -63,7 +69,8 @@ def write_metadata(repo: Repo, report: PartitionReport) -> dict[str, dg.Metadata
 
 def list_checks(product: str) -> dict[str, str]:
     """The checks of a product, with what they say."""
-    return CHECKS | MASTER_CHECKS if product in MASTERS.values() else CHECKS
+    own = MASTER_CHECKS if product in MASTERS.values() else DIFF_CHECKS if product == "diffs" else {}
+    return CHECKS | own
 
 
 def describe_runs(survey: Survey, product: str, partition: str) -> dict[str, dg.MetadataValue]:
@@ -137,8 +144,26 @@ def evaluate_checks(asset_key: dg.AssetKey, repo: Repo, report: PartitionReport)
         blocking=True,
         partition=report.partition,
     )
+    if report.product == "diffs":
+        yield evaluate_subtraction(asset_key, report)
     if report.verdict is not None:
         yield evaluate_verdict(asset_key, report.partition, report.verdict)
+
+
+def evaluate_subtraction(asset_key: dg.AssetKey, report: PartitionReport) -> dg.AssetCheckEvaluation:
+    """The check of the differences of an exposure: which cannot be believed, and why."""
+    said = {unit.data_id.unit: str(unit.metrics.get("quality", GOOD)) for unit in report.units if unit.state == DONE}
+    bad = {unit: quality for unit, quality in said.items() if quality != GOOD}
+    return dg.AssetCheckEvaluation(
+        asset_key=asset_key,
+        check_name=SUBTRACTION,
+        passed=not bad,
+        metadata={"bad": dg.MetadataValue.json(dict(list(bad.items())[:MAX_ROWS]))},
+        severity=dg.AssetCheckSeverity.WARN,
+        description="; ".join(f"{unit}: {quality}" for unit, quality in list(bad.items())[:3]) or None,
+        blocking=False,
+        partition=report.partition,
+    )
 
 
 def evaluate_verdict(asset_key: dg.AssetKey, partition: str, verdict: Verdict) -> dg.AssetCheckEvaluation:

@@ -7,6 +7,9 @@ from dataclasses import dataclass
 
 from lap_assets.model.associations import CERTIFIED
 
+# metric `quality` of a difference that can be believed; of another one it says what is wrong with it
+GOOD = "good"
+
 
 @dataclass(frozen=True)
 class QualityRow:

@@ -318,15 +318,17 @@ class Survey:
     def reads(self, product: str, partition: str) -> tuple[PartitionRef, ...]:
         """The partitions whose files are opened when one is made: not those that only have to come first.
 
-        A difference waits for the stacks of its cell, but its template is made from the warps of the other nights.
+        A difference's template is the stack of its cell less the warps of its night, or where there is no stack the
+        warps of the other nights: both are counted.
         """
         if product != "diffs":
             return self.upstream(product, partition)
         exposure, cell = partition.split(JOIN)
-        companion, mine = self.companion(exposure, cell), self.exposures[exposure]
-        others = self.members(cell, mine.band) if not companion else (companion,)
-        names = [one for one in others if companion or self.exposures[one].night != mine.night]
-        return (("warps", partition), *(("warps", f"{one}{JOIN}{cell}") for one in names))
+        companion, band = self.companion(exposure, cell), self.exposures[exposure].band
+        if companion:
+            return self.upstream(product, partition)
+        warps = (("warps", f"{one}{JOIN}{cell}") for one in self.members(cell, band))
+        return tuple(dict.fromkeys((*self.upstream(product, partition), *warps)))
 
     # ---- master calibrations
 

@@ -10,6 +10,7 @@ import numpy as np
 from lap_assets.errors import NoWork
 from lap_assets.model.ids import DataId
 from lap_assets.model.survey import Survey
+from lap_assets.pipeline.diffs import is_good
 from lap_assets.pipeline.task import Output, Task
 from lap_assets.qa.pictures import thumbnail
 from lap_assets.science.streaks import StreakLimits, draw_streaks, find_streaks
@@ -40,6 +41,8 @@ def make(task: Task, repo: Repo) -> Output:
     chosen = task.settings.streak_masks
     limits = StreakLimits(snr=chosen.snr, min_length_px=chosen.min_length_px)
     difference = repo.read_image(task.pins("diffs")[0])
+    if not is_good(difference.header):
+        raise NoWork(f"not searched, its subtraction is bad: {difference.header['QUALITY']}")
     streaks = find_streaks(difference, limits, float(difference.header.get("NOISECOV", 1.0)))
     if len(streaks):
         log.info("%s: %d trails", task.data_id, len(streaks))

@@ -12,7 +12,7 @@ import pandas as pd
 from lap_assets.errors import NoWork
 from lap_assets.model.ids import DataId, Pin, join_key
 from lap_assets.model.survey import Survey
-from lap_assets.pipeline.diffs import read_psf
+from lap_assets.pipeline.diffs import is_good, read_psf
 from lap_assets.pipeline.task import Output, Task
 from lap_assets.qa.plots import plot_transients
 from lap_assets.science.association import associate_sources, force_psf_flux
@@ -72,7 +72,7 @@ def select_owned(table: pd.DataFrame, inner: list[int]) -> np.ndarray:
 
 
 def _read_sources(task: Task, repo: Repo) -> pd.DataFrame:
-    """Clean, owned sources of all differences, none on a trail."""
+    """Clean, owned sources of all differences, none on a trail; those of a bad subtraction are flagged, none clean."""
     chosen, margin = task.settings.transients, task.settings.streak_masks.margin_px
     streaks = {(pin.data_id.partition, pin.data_id.unit): pin for pin in task.pins("streak_masks")}
     tables = []
@@ -97,16 +97,18 @@ def _read_sources(task: Task, repo: Repo) -> pd.DataFrame:
 def _measure_curves(
     task: Task, repo: Repo, objects: pd.DataFrame, sources: pd.DataFrame, membership: np.ndarray
 ) -> pd.DataFrame:
-    """Forced PSF flux of every object on every difference of the skycell that owns it."""
+    """Forced PSF flux of every object on every good difference of the skycell that owns it."""
     seen = {(row, exposure) for row, exposure in zip(membership, sources["exposure"], strict=True) if row >= 0}
     rows = []
     for pin in task.pins("diffs") if len(objects) else ():
         image = repo.read_image(pin)
+        if not is_good(image.header):
+            continue
         x, y = image.wcs.all_world2pix(objects["ra"].to_numpy(), objects["dec"].to_numpy(), 0)
         mine = np.flatnonzero(select_owned(pd.DataFrame({"x": x, "y": y}), task.params["inner"][pin.data_id.unit]))
         if mine.size == 0:
             continue
-        psf, gain = read_psf(image.header)
+        psf, gain = read_psf(repo, pin, image.header)
         flux, error, _ = force_psf_flux(image, x[mine], y[mine], psf, gain)
         name = pin.data_id.parts[0]
         for at, value, sigma in zip(mine, flux, error, strict=True):

@@ -12,7 +12,8 @@ import pandas as pd
 from scipy.spatial import cKDTree
 
 from lap_assets.model.image import MaskedImage
-from lap_assets.science.diff_sources import MoffatPsf
+from lap_assets.science.difference import Psf
+from lap_assets.science.source_search import shift_stamp, tabulate_psf
 
 TRANSIENT_COLUMNS = (
     "transient_id", "ra", "dec", "n_detections", "n_bands", "n_nights", "snr_max", "flux_max", "first_mjd", "last_mjd"
@@ -112,7 +113,7 @@ def _unit_vectors(ra: np.ndarray, dec: np.ndarray) -> np.ndarray:
 
 
 def force_psf_flux(
-    image: MaskedImage, x: Sequence[float], y: Sequence[float], psf: MoffatPsf, filter_gain: float = 1.0
+    image: MaskedImage, x: Sequence[float], y: Sequence[float], psf: Psf, filter_gain: float = 1.0
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """PSF fluxes at given places of a difference image.
 
@@ -121,9 +122,10 @@ def force_psf_flux(
     image : MaskedImage
         nJy.
     x, y : (n,) px
-    psf : MoffatPsf
+    psf : Psf
+        `PsfGrid` or `MoffatPsf`.
     filter_gain : float
-        By how much correlated noise raises the variance of a PSF-weighted sum (`diff_sources.correlated_gain`).
+        By how much correlated noise raises the variance of a PSF-weighted sum (`source_search.correlated_gain`).
 
     Returns
     -------
@@ -133,24 +135,27 @@ def force_psf_flux(
         Fraction of the PSF (Σ P²) on usable pixels.
     """
     ny, nx = image.shape
-    good = image.usable
+    x, y = np.asarray(x, float), np.asarray(y, float)
+    good, local = image.usable, tabulate_psf(psf, image.shape)
+    stamps, cells = local.flat, local.locate(x, y)
+    radius, profile = stamps.shape[-1] // 2, np.empty(stamps.shape[1:])
     flux, error, usable = np.full(len(x), np.nan), np.full(len(x), np.nan), np.zeros(len(x))
     for one, (px, py) in enumerate(zip(x, y, strict=True)):
         ix, iy = int(np.floor(px + 0.5)), int(np.floor(py + 0.5))
-        x0, x1 = max(ix - psf.radius, 0), min(ix + psf.radius + 1, nx)
-        y0, y1 = max(iy - psf.radius, 0), min(iy + psf.radius + 1, ny)
+        x0, x1 = max(ix - radius, 0), min(ix + radius + 1, nx)
+        y0, y1 = max(iy - radius, 0), min(iy + radius + 1, ny)
         if x0 >= x1 or y0 >= y1:
             continue
-        profile = psf.draw(px - ix, py - iy)
+        shift_stamp(stamps[cells[one]], px - ix, py - iy, profile)
         whole = float(np.sum(profile**2))
-        profile = profile[y0 - iy + psf.radius : y1 - iy + psf.radius, x0 - ix + psf.radius : x1 - ix + psf.radius]
         cut = np.s_[y0:y1, x0:x1]
-        profile = np.where(good[cut], profile, 0.0)
-        square = float(np.sum(profile**2))
+        part = profile[y0 - iy + radius : y1 - iy + radius, x0 - ix + radius : x1 - ix + radius]
+        part = np.where(good[cut], part, 0.0)
+        square = float(np.sum(part**2))
         usable[one] = square / whole
         if usable[one] < 0.6:
             continue
-        flux[one] = np.sum(profile * np.where(good[cut], image.sci[cut], 0.0)) / square / psf.response
-        variance = np.sum(profile**2 * np.where(good[cut], image.var[cut], 0.0)) / square**2
-        error[one] = np.sqrt(variance * filter_gain) / psf.response
+        flux[one] = np.sum(part * np.where(good[cut], image.sci[cut], 0.0)) / square
+        variance = np.sum(part**2 * np.where(good[cut], image.var[cut], 0.0)) / square**2
+        error[one] = np.sqrt(variance * filter_gain)
     return flux, error, usable

@@ -8,10 +8,15 @@ from dataclasses import dataclass
 
 import numpy as np
 from numba import njit
+from scipy import linalg, ndimage
 
 from lap_assets.model.image import UNUSABLE, MaskedImage
+from lap_assets.science.difference_masks import find_bad
 
 _UNUSABLE = int(UNUSABLE)
+_MODEL_ERROR = 0.02  # of a star's flux in a pixel
+_PIXEL_SIGMA = 5.0  # beyond which a pixel beside a star is left out of the fit
+_FEW_STAMPS = 24  # below which all are needed for the fit
 
 
 @dataclass(frozen=True)
@@ -72,11 +77,35 @@ class KernelLimits:
 
 @dataclass(frozen=True)
 class KernelFit:
+    """Coefficients of kernel and background, and how the stamps took them.
+
+    Attributes
+    ----------
+    coefficients : (n_unknown,) float64
+        Sum of the kernel; then of each further basis member the polynomial over the image; then of the background.
+    used, left_out : (n_stamps,) bool
+        Stamps that the fit rests on, and those that had no part in it from the start.
+    chi2 : (n_stamps,) float64
+        Reduced.
+    kernel_order, background_order : int
+    """
+
     coefficients: np.ndarray
     used: np.ndarray
+    left_out: np.ndarray
     chi2: np.ndarray
     kernel_order: int
     background_order: int
+
+    def split_kernel(self, basis: KernelBasis) -> tuple[np.ndarray, np.ndarray]:
+        """Kernels (n_terms, size, size) that go with the polynomial's terms, and the background's coefficients."""
+        members = basis.images
+        n_terms = count_terms(self.kernel_order)
+        n_varying = (len(members) - 1) * n_terms
+        varying = self.coefficients[1 : 1 + n_varying].reshape(len(members) - 1, n_terms)
+        kernels = np.einsum("bt,bij->tij", varying, members[1:])
+        kernels[0] += self.coefficients[0] * members[0]
+        return kernels, self.coefficients[1 + n_varying :]
 
 
 def make_basis(sigma_px: float, degrees: tuple[int, ...] = (4, 3, 2)) -> KernelBasis:
@@ -120,7 +149,9 @@ def choose_stamps(
     half : int
         Half-width of a stamp; `radius` more pixels are needed around it in the sharper image.
     """
-    common = (sharp.mask & _UNUSABLE == 0) & (broad.mask & _UNUSABLE == 0) & (sharp.var > 0) & (broad.var > 0)
+    common = ~find_bad(broad.sci, broad.mask, broad.var, _UNUSABLE)
+    if sharp is not broad:
+        common &= ~find_bad(sharp.sci, sharp.mask, sharp.var, _UNUSABLE)
     x, y, flux = _find_peaks(broad.sci, broad.var, sharp.sci, sharp.var, common, half, radius, limits.min_stamp_snr)
     # the brightest of each tile first, then the second brightest, …: even coverage
     tiles = max(int(np.sqrt(limits.max_stamps)), 1)
@@ -150,77 +181,154 @@ def scale_positions(x: np.ndarray, y: np.ndarray, shape: tuple[int, int]) -> tup
     return (x - 0.5 * (nx - 1)) / (0.5 * nx), (y - 0.5 * (ny - 1)) / (0.5 * ny)
 
 
-def fit_kernel(filled, sharp, broad, x, y, half, basis, limits) -> KernelFit:
-    """Weighted least squares for kernel and background on the stamps; stamps that fit badly are left out, four
-    rounds.
+def fit_kernel(
+    filled: np.ndarray, bad: np.ndarray, sharp: MaskedImage, broad: MaskedImage, x: np.ndarray, y: np.ndarray,
+    half: int, basis: KernelBasis, limits: KernelLimits, correlation: np.ndarray, gain: float = 1.0,
+) -> KernelFit:  # fmt: skip
+    """Weighted least squares for kernel and background on stamps.
+
+    Stamps that fit badly are left out (four rounds), and so are pixels beside the star that deviate by more than 5
+    sigma: a neighbour that varies. Of many stamps every sixth takes no part and shows what the fit is worth elsewhere.
+    Noise of the convolved image weakens a fitted kernel (Fuller 1987, Measurement Error Models, 1.1): put right.
+
+    Parameters
+    ----------
+    filled : (ny, nx) float32
+        The sharper image, with its bad pixels filled.
+    bad : (ny, nx) bool
+        These pixels.
+    x, y : (n,) int
+        Centres of the stamps, of `choose_stamps`.
+    half : int
+        Half-width of a stamp.
+    correlation : (m, m) float64
+        Of the sharper image's noise, centred.
+    gain : float
+        Of the variance of the sharper image by the kernel, about.
     """
-    bad_sharp = (sharp.mask & _UNUSABLE != 0) | (sharp.var <= 0)
-    good = (broad.mask & _UNUSABLE == 0) & (broad.var > 0) & ~dilate_mask(bad_sharp, 1)
-    orders = [order for order in range(limits.kernel_order + 1) if 4 * count_terms(order) <= max(x.size, 4)]
+    left_out = np.zeros(x.size, bool)
+    if x.size >= _FEW_STAMPS:
+        left_out[5::6] = True
+    n_fitted = int((~left_out).sum())
+    orders = [order for order in range(limits.kernel_order + 1) if 4 * count_terms(order) <= max(n_fitted, 4)]
     kernel_order = orders[-1]
-    background_order = min(limits.background_order, kernel_order if x.size < 12 else limits.background_order)
-    models = _convolve_stamps(filled, x, y, half, basis.filters, basis.pairs)
+    background_order = min(limits.background_order, kernel_order if n_fitted < 12 else limits.background_order)
+    models = _convolve_stamps(filled, x, y, half, basis.filters.astype(np.float32), basis.pairs).astype(np.float64)
     models -= basis.correction[None, :, None] * models[:, :1]
     models /= basis.norms[None, :, None]
     models = np.concatenate([models, np.ones((x.size, 1, models.shape[2]))], axis=1)
-    data = _cut_stamps(broad.sci, x, y, half)
-    variance = _cut_stamps(broad.var, x, y, half) + _cut_stamps(sharp.var, x, y, half)
-    # 2 % of the flux: no PSF model is better, and the brightest star must not decide alone
-    variance = variance + (0.02 * data) ** 2
-    inverse = np.where(_cut_stamps(good, x, y, half) > 0, 1.0 / np.where(variance > 0, variance, 1.0), 0.0)
-    grams = (models * inverse[:, None, :]) @ models.transpose(0, 2, 1)
-    sides = np.einsum("sip,sp->si", models, inverse * data)
+    data, inverse, noise = _weigh_stamps(bad, sharp, broad, x, y, half, gain)
+    excess = _noise_products(basis, correlation)
     scaled = scale_positions(x.astype(float), y.astype(float), broad.shape)
-    spread = _spread_terms(*scaled, models.shape[1] - 1, kernel_order, background_order)
-    used = np.ones(x.size, bool)
-    dof = np.maximum((inverse > 0).sum(axis=1), 1)
-    for _ in range(4):
-        coefficients = _solve(grams[used], sides[used], spread[used])
-        local = np.einsum("sik,k->si", spread, coefficients)
-        residual = data - np.einsum("si,sip->sp", local, models)
-        chi2 = np.sum(residual**2 * inverse, axis=1) / dof
+    terms = polynomial_terms(*scaled, max(kernel_order, background_order))
+    unknowns = _name_unknowns(models.shape[1] - 1, kernel_order, background_order)
+    beside = _beside_core(half)
+    used, grams, sides = ~left_out, None, None
+    for number in range(4):
+        if grams is None:
+            grams, sides = _sum_products(models, data, inverse)
+        amount = np.sum(inverse * noise, axis=1)[used]
+        coefficients = _solve(grams[used], sides[used], amount, excess, terms[:, used], *unknowns)
+        local = _local_coefficients(coefficients, terms, *unknowns)
+        residual = data - np.matmul(local[:, None, :], models)[:, 0]
+        deviation = residual**2 * inverse
+        chi2 = deviation.sum(axis=1) / np.maximum((inverse > 0).sum(axis=1), 1)
         middle = np.median(chi2[used])
         limit = middle + 4.0 * max(1.4826 * np.median(np.abs(chi2[used] - middle)), 0.1 * middle)
-        keep = chi2 <= limit
-        if np.array_equal(keep, used) or keep.sum() < max(x.size // 3, 1):
+        keep = (chi2 <= limit) & ~left_out
+        if number == 0:
+            odd = (deviation > _PIXEL_SIGMA**2 * max(middle, 1.0)) & beside
+            varied = _grow(odd, half) & beside
+            inverse = np.where(varied, 0.0, inverse)
+            changed = varied.any(axis=1)
+            grams[changed], sides[changed] = _sum_products(models[changed], data[changed], inverse[changed])
+            # what is masked may be all that was wrong
+            keep |= changed & ~left_out
+        if (np.array_equal(keep, used) and number > 0) or keep.sum() < max(n_fitted // 3, 1):
             break
         used = keep
-    return KernelFit(coefficients, used, chi2, kernel_order, background_order)
+    return KernelFit(coefficients, used, left_out, chi2, kernel_order, background_order)
 
 
-def _spread_terms(x, y, n_basis: int, kernel_order: int, background_order: int) -> np.ndarray:
-    """(n_stamps, n_basis + 1, n_unknown): how the coefficients at a stamp follow from the unknowns."""
-    terms, sky_terms = polynomial_terms(x, y, kernel_order), polynomial_terms(x, y, background_order)
+def _grow(pixels: np.ndarray, half: int) -> np.ndarray:
+    """Marked pixels (n_stamps, pixels) and those within 2 px of them along both axes."""
+    stamps = pixels.reshape(-1, 2 * half + 1, 2 * half + 1)
+    return ndimage.binary_dilation(stamps, np.ones((1, 5, 5), bool)).reshape(pixels.shape)
+
+
+def _beside_core(half: int) -> np.ndarray:
+    """(pixels,) bool: outside the inner third of a stamp's radius, where a star's own light no longer decides."""
+    u = np.arange(-half, half + 1)
+    return (np.hypot(u[:, None], u[None, :]) > 0.35 * half).ravel()
+
+
+def _weigh_stamps(bad, sharp, broad, x, y, half, gain) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(n_stamps, pixels) values of the broader image, inverse variances of the difference (0 where bad), and variances
+    of the sharper image.
+    """
+    data, noise = _cut_stamps(broad.sci, x, y, half), _cut_stamps(sharp.var, x, y, half)
+    # 2 % of the flux: no PSF model is better, and the brightest star must not decide alone
+    variance = _cut_stamps(broad.var, x, y, half) + gain * noise + (_MODEL_ERROR * data) ** 2
+    good = _cut_good(bad, broad.mask, sharp.mask, x, y, half, _UNUSABLE)
+    good &= np.isfinite(variance) & (variance > 0) & np.isfinite(data)
+    inverse = np.where(good, 1.0 / np.where(good, variance, 1.0), 0.0)
+    return np.where(good, data, 0.0), inverse, np.where(good, noise, 0.0)
+
+
+def _noise_products(basis: KernelBasis, correlation: np.ndarray) -> np.ndarray:
+    """(n + 1, n + 1) products that noise of unit variance has with itself after the basis members; 0 with the sky."""
+    members = basis.images
+    side = members.shape[1] + correlation.shape[0]
+    spectra = np.fft.fft2(members, (side, side)).reshape(len(members), -1)
+    # centred: its phase drops out of the absolute value
+    power = np.abs(np.fft.fft2(correlation, (side, side))).ravel()
+    products = np.zeros((len(members) + 1, len(members) + 1))
+    products[:-1, :-1] = ((spectra * power) @ spectra.conj().T).real / side**2
+    return products
+
+
+def _sum_products(models, data, inverse) -> tuple[np.ndarray, np.ndarray]:
+    weighted = models * inverse[:, None, :]
+    return weighted @ models.transpose(0, 2, 1), np.matmul(weighted, data[:, :, None])[:, :, 0]
+
+
+def _name_unknowns(n_basis: int, kernel_order: int, background_order: int) -> tuple[np.ndarray, np.ndarray]:
+    """Basis member and polynomial term of each unknown: the kernel's sum, the other members' terms, the background."""
+    member, term = [0], [0]
+    for one, order in [(k, kernel_order) for k in range(1, n_basis)] + [(n_basis, background_order)]:
+        member += [one] * count_terms(order)
+        term += range(count_terms(order))
+    return np.array(member), np.array(term)
+
+
+def _solve(grams, sides, amount, excess, terms, member, term) -> np.ndarray:
+    """Unknowns from the products of the stamps: each stamp's matrix times the products of its polynomial terms.
+
+    Noise of the convolved image adds `amount` times `excess` to these products; the first order of what that takes from
+    the solution is given back. (Taking it off the products themselves leaves them near singular.)
+    """
+    n_stamps, n_members, _ = grams.shape
     n_terms = len(terms)
-    spread = np.zeros((x.size, n_basis + 1, 1 + (n_basis - 1) * n_terms + len(sky_terms)))
-    spread[:, 0, 0] = 1.0
-    for member in range(1, n_basis):
-        first = 1 + (member - 1) * n_terms
-        spread[:, member, first : first + n_terms] = terms.T
-    spread[:, n_basis, 1 + (n_basis - 1) * n_terms :] = sky_terms.T
-    return spread
-
-
-def _solve(grams: np.ndarray, sides: np.ndarray, spread: np.ndarray) -> np.ndarray:
-    matrix = np.einsum("sik,sil->kl", spread, np.einsum("sij,sjl->sil", grams, spread, optimize=True), optimize=True)
-    vector = np.einsum("sik,si->k", spread, sides)
+    products = (terms[:, None] * terms[None]).reshape(n_terms**2, n_stamps)
+    matrix = (products @ grams.reshape(n_stamps, -1)).reshape(n_terms, n_terms, n_members, n_members)
+    matrix = matrix[term[:, None], term[None, :], member[:, None], member[None, :]]
+    noise = (products @ amount).reshape(n_terms, n_terms)[term[:, None], term[None, :]]
+    noise = noise * excess[member[:, None], member[None, :]]
+    vector = (terms @ sides)[term, member]
     scale = np.sqrt(np.maximum(np.diag(matrix), 1e-300))
     matrix = matrix / scale[:, None] / scale[None, :]
     # a ridge of 1e-6 keeps near-degenerate Gaussians from cancelling each other with huge coefficients
     matrix[np.diag_indices_from(matrix)] += 1e-6
-    return np.linalg.solve(matrix, vector / scale) / scale
+    factors = linalg.lu_factor(matrix, overwrite_a=True)
+    solution = linalg.lu_solve(factors, vector / scale) / scale
+    return solution + linalg.lu_solve(factors, noise @ solution / scale) / scale
 
 
-@njit(cache=True, nogil=True)
-def dilate_mask(bad, reach):
-    """(ny, nx) bool: within `reach` px, along both axes, of a bad pixel."""
-    ny, nx = bad.shape
-    grown = np.zeros((ny, nx), np.bool_)
-    for y in range(ny):
-        for x in range(nx):
-            if bad[y, x]:
-                grown[max(y - reach, 0) : y + reach + 1, max(x - reach, 0) : x + reach + 1] = True
-    return grown
+def _local_coefficients(coefficients, terms, member, term) -> np.ndarray:
+    """(n_stamps, n_members): the polynomials' values at the stamps."""
+    local = np.zeros((member[-1] + 1, terms.shape[1]))
+    np.add.at(local, member, coefficients[:, None] * terms[term])
+    return local.T
 
 
 @njit(cache=True, nogil=True)
@@ -229,13 +337,20 @@ def _find_peaks(sci, var, other, other_var, common, half, radius, min_snr):
     ny, nx = sci.shape
     xs, ys, fluxes = [0][:0], [0][:0], [0.0][:0]
     margin = half + radius
+    square, zero = np.float32(min_snr * min_snr), np.float32(0)
+    bright = np.empty(nx, np.bool_)
     for y in range(margin, ny - margin):
+        line, noise, good_line = sci[y], var[y], common[y]
+        some = False
+        for x in range(nx):
+            bright[x] = good_line[x] & (line[x] > zero) & (line[x] * line[x] >= square * noise[x])
+            some |= bright[x]
+        if not some:
+            continue
         for x in range(margin, nx - margin):
-            value = sci[y, x]
-            if not common[y, x] or value <= 0 or value * value < min_snr * min_snr * var[y, x]:
+            if not bright[x] or other[y, x] <= zero or other[y, x] ** 2 < square * other_var[y, x]:
                 continue
-            if other[y, x] <= 0 or other[y, x] ** 2 < min_snr * min_snr * other_var[y, x]:
-                continue
+            value = line[x]
             peak = True
             for v in range(y - 2, y + 3):
                 for u in range(x - 2, x + 3):
@@ -266,13 +381,29 @@ def _cut_stamps(image, xs, ys, half):
 
 
 @njit(cache=True, nogil=True)
+def _cut_good(bad, mask, other_mask, xs, ys, half, bits):
+    """(n_stamps, pixels) bool: without `bits` in either mask, and no bad pixel among the 3×3."""
+    size = 2 * half + 1
+    good = np.ones((xs.size, size * size), np.bool_)
+    for s in range(xs.size):
+        for v in range(size):
+            for u in range(size):
+                y, x = ys[s] - half + v, xs[s] - half + u
+                fine = (mask[y, x] & bits) == 0 and (other_mask[y, x] & bits) == 0
+                for near in range(9):
+                    fine &= not bad[y - 1 + near // 3, x - 1 + near % 3]
+                good[s, v * size + u] = fine
+    return good
+
+
+@njit(cache=True, nogil=True)
 def _convolve_stamps(image, xs, ys, half, filters, pairs):
     """(n_stamps, n_pairs, pixels) stamps convolved with the separable products of 1-D filters."""
     radius = filters.shape[1] // 2
     size = 2 * half + 1
     tall = size + 2 * radius
-    stamps = np.zeros((xs.size, pairs.shape[0], size * size), np.float64)
-    across = np.empty((filters.shape[0], tall, size), np.float64)
+    stamps = np.zeros((xs.size, pairs.shape[0], size * size), np.float32)
+    across = np.empty((filters.shape[0], tall, size), np.float32)
     for s in range(xs.size):
         top, left = ys[s] - half - radius, xs[s] - half - radius
         across[:] = 0

@@ -16,6 +16,7 @@ from lap_assets_tests.defs.surveys import BANDS, ask_for_all_masters, create_sur
 PAIRS = [pytest.param(p.name, one, id=f"{p.name}<-{one}") for p in PRODUCTS.values() for one in p.inputs]
 CHECKS = {"units_done": False, "files_on_disk": True}
 MASTER_CHECKS = CHECKS | {"master_comparison": True}
+DIFF_CHECKS = CHECKS | {"subtraction": False}
 
 
 def find_key(product: str) -> dg.AssetKey:
@@ -152,11 +153,12 @@ def test_every_asset_has_its_checks_policy_and_code_version(survey, graph):
         node = graph.get(find_key(name))
         assert node.backfill_policy is not None
         assert node.code_version == survey.configs()[name]
-        for check, blocking in (MASTER_CHECKS if name in MASTERS.values() else CHECKS).items():
+        own = MASTER_CHECKS if name in MASTERS.values() else DIFF_CHECKS if name == "diffs" else CHECKS
+        for check, blocking in own.items():
             spec = graph.get_check_spec(dg.AssetCheckKey(find_key(name), check))
             assert spec.blocking is blocking
             assert spec.partitions_def == node.partitions_def
-    assert len(graph.asset_check_keys) == len(CHECKS) * len(PRODUCTS) + len(MASTERS)
+    assert len(graph.asset_check_keys) == len(CHECKS) * len(PRODUCTS) + len(MASTERS) + 1
 
 
 def test_no_asset_hands_anything_to_the_io_manager(survey):

@@ -191,15 +191,15 @@ def test_cleaned_inputs_of_cleaned_inputs_come_back_first():
     ]
 
 
-def test_a_difference_brings_back_the_warps_of_its_template_and_no_stack():
-    """LAP-18: exactly what is read comes back: the first-pass stack only has to have been made."""
+def test_a_difference_brings_back_the_stack_and_the_warps_of_its_template():
+    """LAP-18: exactly what is read comes back: the first-pass stack, and the warps that are taken out of it."""
     world = World(make_survey(4, "r")).drive()
     n = len(world.made)
     world.change(configs=world.snapshot.configs | {"diffs": "other"}, revisit=True)
-    for _ in range(3):
+    for _ in range(4):
         world.carry_out(world.decide(words.MONITOR_MODE, words.CHIP_MODE).actions)
     back = {(a.product, a.kind) for a in world.made[n:]}
-    assert back == {("chips", RECREATE), ("warps", RECREATE), ("diffs", MAKE)}
+    assert back == {("chips", RECREATE), ("warps", RECREATE), ("stacks", RECREATE), ("diffs", MAKE)}
 
 
 @settings(max_examples=60, deadline=None)

@@ -1,6 +1,4 @@
-"""The small things the pixel stages do themselves: grown footprints, headers of stacks, ownership, cards of
-differences.
-"""
+"""The small things the pixel stages do themselves: grown footprints, ownership, cards of differences."""
 
 from io import BytesIO
 
@@ -12,18 +10,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from lap_assets.errors import NoWork
 from lap_assets.model.ids import DataId
-from lap_assets.model.image import Mask, MaskedImage
+from lap_assets.model.image import MaskedImage
 from lap_assets.model.sphere import grow_polygons
 from lap_assets.pipeline import streak_masks, transients
 from lap_assets.pipeline.diffs import read_psf
-from lap_assets.pipeline.final_stacks import mask_streaks
-from lap_assets.pipeline.stacks import combine_warps, describe_stack
 from lap_assets.pipeline.task import Task
 from lap_assets.pipeline.transients import select_owned
-from lap_assets.science.streaks import STREAK_COLUMNS
-from lap_assets.settings import Settings, StackSettings
+from lap_assets.science.diff_sources import SourceFlag
+from lap_assets.settings import Settings
 from lap_assets.store.repo import Repo
 
 
@@ -74,68 +69,25 @@ def make_warp(exposure, sigma, fwhm, seed):
     return MaskedImage(sci, np.zeros(sci.shape, np.int16), np.full(sci.shape, sigma**2, np.float32), header)
 
 
-def test_stack_says_what_it_is_made_of():
-    """Depth from VAR and covariance: two inputs of 10 and 20 nJy, 1.1″ FWHM."""
-    images = [make_warp("sim-1", 10.0, 1.0, 1), make_warp("sim-2", 20.0, 1.5, 2)]
-    stack, inputs = combine_warps(images, StackSettings())
-    assert inputs["exposure"].tolist() == ["sim-1", "sim-2"]
-    assert inputs["weight"].tolist() == pytest.approx([0.8, 0.2])
-    assert stack.header["FWHM"] == pytest.approx(1.1)
-    assert stack.header["NOISECOV"] == pytest.approx(1.3)
-    output = describe_stack(stack, inputs)
-    sigma = np.sqrt(1 / (1 / 100 + 1 / 400)) * np.sqrt(1.3)
-    noise_pixels = 4 * np.pi * (1.1 / 0.4 / 2.3548) ** 2
-    assert output.metrics["limit_mag_5sigma"] == pytest.approx(
-        31.4 - 2.5 * np.log10(5 * sigma * np.sqrt(noise_pixels)), abs=0.01
-    )
-    assert output.metrics["n_inputs"] == 2
-    assert set(output.members) == {"image.fits", "inputs.parquet", "preview.png"}
-
-
-def test_stack_of_nothing_is_no_work():
-    image = make_warp("sim-1", 10.0, 1.0, 1)
-    image.mask[:] = int(Mask.NO_DATA)
-    image.var[:] = 0
-    with pytest.raises(NoWork, match="none of 1 inputs"):
-        combine_warps([image], StackSettings())
-
-
-def test_streaks_are_masked_before_stacking():
-    """A trail in one of three inputs: masked, it leaves the mean alone; the other inputs count."""
-    images = [make_warp(f"sim-{k}", 10.0, 1.0, k) for k in range(3)]
-    trail = pd.DataFrame([(0.0, 60.0, 119.0, 60.0, 5.0, 50.0)], columns=list(STREAK_COLUMNS))
-    images[0].sci[58:63] += 30.0  # below the clip: only the mask can take it out
-    masked = [mask_streaks(one, trail if k == 0 else None, 1.0) for k, one in enumerate(images)]
-    stack, _ = combine_warps(masked, StackSettings())
-    assert (stack.planes["NINPUT"][58:63] == 2).all()
-    assert abs(stack.sci[58:63].mean()) < 1.5
-    plain, _ = combine_warps([make_warp("x", 10.0, 1.0, 0), *images[1:]], StackSettings())
-    assert (plain.planes["NINPUT"][58:63] == 3).mean() > 0.99
-
-
 def test_owned_pixels_are_half_open():
     table = pd.DataFrame({"x": [9.4, 9.5, 50.0, 99.4, 99.5], "y": [20.0] * 5})
     assert select_owned(table, [10, 100, 0, 30]).tolist() == [False, True, True, True, False]
 
 
-def test_psf_cards_are_read_back():
-    header = fits.Header({"PSFFWHM": 2.5, "PSFBETA": 3.1, "PSFRESP": 0.99, "PSFCOV": 1.4})
-    psf, gain = read_psf(header)
-    assert (psf.fwhm_px, psf.beta, psf.response, gain) == (2.5, 3.1, 0.99, 1.4)
-
-
 # ---- from published differences
 
 
-def publish_diff(repo, exposure, sources, trail=False):
+def publish_diff(repo, exposure, sources, trail=False, quality="good"):
     """A difference of 120 px about RA 0 with PSF cards; a trail of 10 sigma per pixel crosses it if asked for."""
     image = make_warp(exposure, 10.0, 1.0, int(exposure[-1]))
     image.header["CRVAL1"], image.header["CRVAL2"] = 0.0, 10.0
     image.header["CRPIX1"] = image.header["CRPIX2"] = 60.5
-    image.header["PSFFWHM"], image.header["PSFBETA"], image.header["PSFRESP"], image.header["PSFCOV"] = 2.5, 3.0, 1, 1
+    image.header["PSFFWHM"], image.header["PSFCOV"] = 2.5, 1.4
     if trail:
         image.sci[58:63] += 100.0
-    table = pd.DataFrame(sources, columns=["x", "y", "flux", "flux_err", "snr"]).astype(float).assign(flags=0)
+    image.header["QUALITY"] = quality
+    table = pd.DataFrame(sources, columns=["x", "y", "flux", "flux_err", "snr"]).astype(float)
+    table["flags"] = 0 if quality == "good" else int(SourceFlag.BAD_SUBTRACTION)
     table["ra"], table["dec"] = image.wcs.all_pix2world(table["x"], table["y"], 0)
     data_id = DataId("main", "diffs", f"{exposure}|t.0", "00")
     manifest = repo.publish(
@@ -143,6 +95,26 @@ def publish_diff(repo, exposure, sources, trail=False):
         metrics={},
     )  # fmt: skip
     return manifest.pin
+
+
+def test_a_difference_that_tells_no_psf_has_a_round_one(tmp_path):
+    """Of the width in its header; the factor of its noise is a card."""
+    repo = Repo(tmp_path)
+    pin = publish_diff(repo, "sim-1", [])
+    psf, gain = read_psf(repo, pin, repo.read_image(pin).header)
+    assert (psf.fwhm_px, gain) == (2.5, 1.4)
+    assert psf.evaluate(0.0, 0.0).sum() == pytest.approx(1.0)
+
+
+def test_nothing_is_measured_on_a_bad_subtraction(tmp_path):
+    """Its sources are flagged: no transient of them; and no point of a light curve of those seen elsewhere."""
+    repo = Repo(tmp_path)
+    both = (30.0, 40.0, 3000.0, 100.0, 30.0)
+    pins = tuple(publish_diff(repo, name, [both]) for name in ("sim-1", "sim-2"))
+    bad = publish_diff(repo, "sim-3", [both], quality="flux ratio 1.6")
+    output = make_transients(repo, (*pins, bad))
+    assert (output.metrics["n_transients"], output.metrics["n_sources"]) == (1, 2)
+    assert output.members["lightcurves.parquet"]["exposure"].tolist() == ["sim-1", "sim-2"]
 
 
 def open_thumbnail(data):
@@ -169,7 +141,7 @@ def test_the_picture_of_a_streak_mask_shows_the_trail_and_is_plain_without(tmp_p
 
 
 def make_transients(repo, pins):
-    facts = {f"sim-{k}": ["r", "2024-01-01", 60310.0 + 0.01 * k] for k in (1, 2)}
+    facts = {f"sim-{k}": ["r", "2024-01-01", 60310.0 + 0.01 * k] for k in (1, 2, 3)}
     params = {"exposures": facts, "inner": {"00": [0, 120, 0, 120]}, "shape": {"00": [120, 120]}}
     return transients.make(Task(DataId("main", "transients", "t.0"), pins, Settings(), params), repo)
 

@@ -1,6 +1,9 @@
 """Pairs of images with truth for the tests of differences: stars in two PSFs, correlated noise, injected changes."""
 
+from dataclasses import dataclass
+
 import numpy as np
+from scipy.signal import fftconvolve
 
 from lap_assets.model.image import Mask, MaskedImage
 
@@ -18,8 +21,54 @@ def draw_moffat(n, x, y, flux, fwhm, beta=3.5, e=0.0, half=22):
     return image
 
 
+@dataclass(frozen=True)
+class DrawnPsf:
+    """The PSF of `draw_moffat` as the subtraction takes it; `slope` is how much wider it is per px of x."""
+
+    fwhm_px: float
+    e: float = 0.0
+    slope: float = 0.0
+
+    def evaluate(self, x, y):
+        return self.evaluate_many(np.array([x]), np.array([y]))[0]
+
+    def evaluate_many(self, x, y):
+        widths = self.fwhm_px * (1 + self.slope * np.asarray(x, float))
+        return np.array([draw_moffat(45, [22], [22], [1.0], width, e=self.e) for width in widths])
+
+
+def draw_psfs(fwhm_science, fwhm_template, e=(0.05, -0.04)):
+    """PSFs of the images of `make_pair`."""
+    return DrawnPsf(fwhm_science, e[0]), DrawnPsf(fwhm_template, e[1])
+
+
+def read_covariances(science, template):
+    return science.header["NOISECOV"], template.header["NOISECOV"]
+
+
+def force_fluxes(difference, x, y):
+    """PSF-weighted fluxes and their errors at whole pixels, straight from the definition."""
+    image, reach = difference.image, difference.correlation.shape[0] // 2
+    flux, error = np.empty(len(x)), np.empty(len(x))
+    for k, (px, py) in enumerate(zip(x, y, strict=True)):
+        stamp = difference.psf.evaluate(px, py)
+        half = min(stamp.shape[0] // 2, 12)
+        middle = stamp.shape[0] // 2
+        stamp = stamp[middle - half : middle + half + 1, middle - half : middle + half + 1]
+        cut = np.s_[py - half : py + half + 1, px - half : px + half + 1]
+        good = image.usable[cut]
+        weight = np.where(good, stamp, 0.0)
+        flux[k] = np.sum(weight * image.sci[cut]) / np.sum(weight**2)
+        noisy = weight * np.sqrt(np.where(good, image.var[cut], 0.0))
+        wide = np.pad(noisy, reach)
+        spread = fftconvolve(wide, difference.correlation, mode="same")
+        error[k] = np.sqrt(np.sum(wide * spread)) / np.sum(weight**2)
+    return flux, error
+
+
 def smooth_noise(rng, variance, phase):
-    """Noise of the given variance per pixel, correlated as a shift by `phase` px with a windowed sinc leaves it.
+    """Noise of the given variance per pixel, correlated as a shift by `phase` px with a windowed sinc leaves it, and
+    its covariance factor.
 
     Drawn independently of `science.warp`: white noise on a twice finer step, convolved by the Lanczos-3 weights of
     the phase.
@@ -30,7 +79,7 @@ def smooth_noise(rng, variance, phase):
     white = rng.normal(size=np.add(variance.shape, 5))
     rows = sum(w * white[k : k + variance.shape[0]] for k, w in enumerate(weights))
     both = sum(w * rows[:, k : k + variance.shape[1]] for k, w in enumerate(weights))
-    return both * np.sqrt(variance)
+    return both * np.sqrt(variance), float(weights.sum() ** 4)
 
 
 def make_pair(
@@ -48,8 +97,10 @@ def make_pair(
     images = []
     for truth, sigma, level, gain in ((science, noise[0], sky, 1.0), (template, noise[1], 0.0, 0.2)):
         variance = sigma**2 + gain * np.abs(truth)
-        sci = truth + smooth_noise(rng, variance, rng.uniform(0.2, 0.8)) + level
-        images.append(MaskedImage(sci.astype(np.float32), np.zeros((n, n), np.int16), variance.astype(np.float32)))
+        drawn, factor = smooth_noise(rng, variance, rng.uniform(0.2, 0.8))
+        sci = (truth + drawn + level).astype(np.float32)
+        images.append(MaskedImage(sci, np.zeros((n, n), np.int16), variance.astype(np.float32)))
+        images[-1].header["NOISECOV"] = factor
     return *images, (x, y, flux)
 
 

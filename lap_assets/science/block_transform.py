@@ -1,0 +1,93 @@
+"""Cutting an image into overlapping square blocks, on which Fourier filters may differ from block to block.
+
+A row of blocks is filtered at a time: it stays in the cache, and memory does not grow with the image. Here: the cut,
+and kernels as transfer functions of a block. Not here: which filters (`alard_lupton`, `decorrelation`, `zogy`).
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import fft
+
+# even sides of small prime factors, quick to transform
+_SIDES = tuple(n for n in range(96, 722, 2) if fft.next_fast_len(n, real=True) == n)
+
+
+@dataclass(frozen=True)
+class BlockGrid:
+    """Blocks of `side` px that overlap by 2·`halo`, and whose inner parts cover an image of `shape` (ny, nx)."""
+
+    shape: tuple[int, int]
+    side: int
+    halo: int
+
+    @property
+    def inner(self) -> int:
+        """Side of the part of a block that is its own."""
+        return self.side - 2 * self.halo
+
+    @property
+    def n_rows(self) -> int:
+        return -(-self.shape[0] // self.inner)
+
+    @property
+    def n_columns(self) -> int:
+        return -(-self.shape[1] // self.inner)
+
+    def bounds(self, row: int) -> tuple[int, int]:
+        """Half-open image rows that the inner parts of a row of blocks cover."""
+        return row * self.inner, min((row + 1) * self.inner, self.shape[0])
+
+    def columns(self, column: int) -> tuple[int, int]:
+        """Half-open image columns that the inner part of a block covers."""
+        return column * self.inner, min((column + 1) * self.inner, self.shape[1])
+
+    def centres(self) -> tuple[np.ndarray, np.ndarray]:
+        """(n_columns,) and (n_rows,) pixel coordinates x, y of the middles of the inner parts within the image."""
+        x, y = (
+            np.array([0.5 * (first + last - 1) for first, last in map(one, range(n))])
+            for one, n in ((self.columns, self.n_columns), (self.bounds, self.n_rows))
+        )
+        return x, y
+
+    def cut(self, image: np.ndarray, row: int) -> np.ndarray:
+        """(n_columns, side, side) view of a copy: a row of blocks, zero beyond the image."""
+        band = np.zeros((self.side, self.n_columns * self.inner + 2 * self.halo), image.dtype)
+        top = row * self.inner - self.halo
+        first, last = max(top, 0), min(top + self.side, self.shape[0])
+        band[first - top : last - top, self.halo : self.halo + self.shape[1]] = image[first:last]
+        down, across = band.strides
+        return np.lib.stride_tricks.as_strided(
+            band, (self.n_columns, self.side, self.side), (self.inner * across, down, across), writeable=False
+        )
+
+    def paste(self, blocks: np.ndarray, row: int, into: np.ndarray) -> None:
+        """Write the inner parts of a row of blocks into the rows (of `bounds`) that `into` holds."""
+        n = into.shape[0]
+        kept = blocks[:, self.halo : self.halo + n, self.halo : self.halo + self.inner]
+        for column in range(self.n_columns):
+            first, last = self.columns(column)
+            into[:, first:last] = kept[column, :, : last - first]
+
+
+def lay_blocks(shape: tuple[int, int], halo: int, about: int = 256) -> BlockGrid:
+    """The grid of least work among blocks up to about twice and down to half of `about` px."""
+    allowed = [side for side in _SIDES if about / 2 <= side <= 2 * about and side >= 4 * halo]
+    allowed = allowed or [fft.next_fast_len(4 * halo, real=True)]
+    work = [np.prod([-(-n // (side - 2 * halo)) for n in shape]) * side**2 * np.log(side) for side in allowed]
+    return BlockGrid(tuple(shape), allowed[int(np.argmin(work))], halo)
+
+
+def transfer_functions(kernels: np.ndarray, side: int) -> np.ndarray:
+    """(n, side, side // 2 + 1) complex64 transforms of (n, s, s) centred kernels, for convolution on blocks.
+
+    Only the rows that hold something are transformed along x.
+    """
+    size = kernels.shape[-1]
+    middle = size // 2
+    rows = fft.rfft(kernels.astype(np.float32), side, axis=2, workers=1)
+    rows *= np.exp(2j * np.pi * middle * np.arange(rows.shape[2]) / side).astype(np.complex64)
+    padded = np.zeros((len(kernels), side, rows.shape[2]), np.complex64)
+    padded[:, : size - middle] = rows[:, middle:]
+    padded[:, side - middle :] = rows[:, :middle]
+    return fft.fft(padded, axis=1, overwrite_x=True, workers=1)

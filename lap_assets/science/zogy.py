@@ -1,0 +1,277 @@
+"""Difference by the optimal statistic for two images with known PSFs (Zackay, Ofek & Gal-Yam 2016, ApJ 830, 27: ZOGY).
+
+Neither image is brought to the other's PSF: both are filtered so that noise stays white and a new source has the best
+contrast possible. PSFs and noise of the two images are those of each block. Here: the difference D (eq. 13), its PSF
+(14), the score S (12) and S_corr with photon and astrometric noise (25–30). Not here: the stars that both images show
+(`star_comparison`), masks and sky, which both methods share.
+"""
+
+import numpy as np
+from numba import njit
+from scipy import fft
+
+from lap_assets.model.image import NO_WEIGHT, UNUSABLE, Mask, MaskedImage
+from lap_assets.science.block_transform import BlockGrid, lay_blocks, transfer_functions
+from lap_assets.science.convolved_variance import smooth_variance
+from lap_assets.science.decorrelation import (
+    NoiseMix,
+    mean_over_frequencies,
+    measure_mix,
+    warp_correlation,
+    warp_power,
+)
+from lap_assets.science.difference import Difference, DiffLimits, Psf
+from lap_assets.science.difference_masks import fill_masked, find_bad, merge_masks
+from lap_assets.science.difference_sky import THIN, choose_sky, fit_sky, measure_chi, order_of, terms_along_row
+from lap_assets.science.psf_grid import PsfGrid, lay_nodes
+from lap_assets.science.star_comparison import compare_stars, judge_stars
+
+_HARD = int(NO_WEIGHT)
+_UNUSABLE = int(UNUSABLE)
+_NO_DATA = int(Mask.NO_DATA)
+_ABOUT = 400  # px of a block: one pair of PSFs each
+_GRID = 72  # px of the transform on which gains are summed and filters looked at
+_KERNEL_RADIUS = 12  # px of what is followed of a filter for masks and variance
+# a delta function of this flux is mixed into both PSFs: frequencies that neither passes are subtracted as they are
+_FLOOR = 1e-4
+
+
+def subtract_zogy(
+    science: MaskedImage, template: MaskedImage, psf_science: Psf, psf_template: Psf, limits: DiffLimits,
+    noisecov: tuple[float, float],
+) -> Difference:  # fmt: skip
+    """ZOGY's difference, brought to nJy of the science image, with its PSF and S_corr.
+
+    The template is multiplied by the flux ratio of matched stars and moved by their mean offset first; a polynomial is
+    taken off the sky. Parameters and errors as of `diff.subtract_images`.
+    """
+    psfs = psf_science, psf_template
+    bad = [find_bad(one.sci, one.mask, one.var, _HARD) for one in (science, template)]
+    # holes of either image are filled in both: what is wrong with the filling is much the same in both, then
+    new, old = fill_masked(bad[0] | bad[1], science.sci, template.sci)
+    stars = compare_stars(science, template, (new, old), psfs, limits.kernel)
+    halo = 2 * int(np.clip(np.ceil(2.0 * max(psf.fwhm_px for psf in psfs)), 8, 20))
+    grid = lay_blocks(science.shape, halo, _ABOUT)
+    mix = measure_mix(grid, science.var[::4, ::4], template.var[::4, ::4] * np.float32(stars.ratio**2), noisecov)
+    filters = _central_filters(psfs, grid.shape, mix)
+    wide = psf_science.fwhm_px >= psf_template.fwhm_px
+    sharp, broad, kernel = (template, science, filters[1]) if wide else (science, template, filters[0])
+    mask = merge_masks(sharp, broad, bad[1] if wide else bad[0], kernel, limits.kernel.max_bad_weight)
+    image = MaskedImage(np.empty_like(new), mask, np.empty_like(new))
+    smooth = [smooth_variance((science, template)[k % 2].var, bad[k % 2], one) for k, one in enumerate(filters)]
+    score, slopes = _filter_blocks(grid, (new, old), psfs, mix, stars, image)
+    # the stars' wings, wider in one image, would pass for sky before the subtraction
+    sky = choose_sky(MaskedImage(image.sci, mask, science.var), science) & (template.var[THIN] > 0)
+    surface = fit_sky(image.sci[THIN], sky, new.shape, limits.kernel.background_order)
+    _finish_rows(grid, psfs, mix, stars, noisecov, surface, smooth, slopes, image, score)
+    level = np.median(image.var[THIN][sky]) if sky.any() else sum(mix.typical)
+    factor = float((mix.typical[0] * noisecov[0] + mix.typical[1] * noisecov[1]) / level)
+    used, kept = (
+        judge_stars(image, science, stars.x[one], stars.y[one], stars.half) for one in (stars.used, stars.left_out)
+    )
+    return Difference(
+        image=image,
+        method="zogy",
+        convolved="both",
+        psf=_difference_psf(psfs, grid, mix),
+        decorrelated=True,
+        kernel=kernel,
+        kernel_sum=stars.ratio,
+        n_matched=int(stars.x.size),
+        n_stamps=int(stars.used.sum()),
+        n_rejected=int((~stars.used & ~stars.left_out).sum()),
+        stamp_chi2=used,
+        left_out_chi2=kept,
+        sky_chi=measure_chi(image, sky),
+        correlation=warp_correlation(11, factor),
+        noisecov=factor,
+        astrometric_offset_px=stars.offset_px,
+        score=score,
+    )
+
+
+def _crop(stamps: np.ndarray, side: int) -> np.ndarray:
+    """Stamps (n, s, s) no larger than a transform of `side` px."""
+    excess = max(0, (stamps.shape[-1] - side + 2) // 2)
+    return stamps[:, excess : stamps.shape[-1] - excess, excess : stamps.shape[-1] - excess]
+
+
+def _transform_psfs(psf: Psf, x: np.ndarray, y: np.ndarray, side: int) -> np.ndarray:
+    """(n, side, side // 2 + 1) transforms of PSFs, with the floor mixed in."""
+    stamps = _crop(psf.evaluate_many(x, y), side) / (1.0 + _FLOOR)
+    stamps[:, stamps.shape[1] // 2, stamps.shape[2] // 2] += _FLOOR / (1.0 + _FLOOR)
+    return transfer_functions(stamps, side)
+
+
+def _central_filters(psfs, shape, mix: NoiseMix) -> tuple[np.ndarray, ...]:
+    """Filters of science and template for D, then for S, in the middle of the image, as pictures."""
+    at = np.array([0.5 * shape[1]]), np.array([0.5 * shape[0]])
+    transfers = [_transform_psfs(psf, *at, _GRID)[0].astype(np.complex128) for psf in psfs]
+    spectra = _filter_spectra(*transfers, np.median(mix.broad), np.median(mix.sharp))
+    place = np.arange(-_KERNEL_RADIUS, _KERNEL_RADIUS + 1)
+    return tuple(fft.irfft2(one, (_GRID, _GRID))[place[:, None], place[None, :]] for one in spectra)
+
+
+def _filter_spectra(new, old, noise_new, noise_old) -> tuple[np.ndarray, ...]:
+    """Filters of science and template: for D of unit flux, and for S as a flux still to be normalised."""
+    power_new, power_old = np.abs(new) ** 2, np.abs(old) ** 2
+    total = noise_new * power_old + noise_old * power_new
+    root = np.sqrt((noise_new + noise_old) / total)
+    return old * root, new * root, new.conj() * power_old / total, old.conj() * power_new / total
+
+
+def _measure_gains(psfs, x, y, mix: tuple[np.ndarray, np.ndarray], noisecov) -> np.ndarray:
+    """(n, 5) of blocks: gains of variance of the two images in D, the same in S, and what S makes of a flat sky."""
+    new, old = (_transform_psfs(psf, x, y, _GRID).astype(np.complex128) for psf in psfs)
+    spectra = _filter_spectra(new, old, *(one[:, None, None] for one in mix))
+    shapes = [warp_power(_GRID, factor) for factor in noisecov] * 2
+    gains = [mean_over_frequencies(np.abs(one) ** 2 * shape, _GRID) for one, shape in zip(spectra, shapes, strict=True)]
+    return np.stack([*gains, spectra[2][:, 0, 0].real / spectra[0][:, 0, 0].real], axis=1)
+
+
+def _filter_blocks(grid: BlockGrid, planes, psfs, mix: NoiseMix, stars, image: MaskedImage):
+    """Fill `image.sci` with D; S, and the square of the slope of the template's share of it (of 2×2 pixels)."""
+    score = np.empty(image.shape, np.float32)
+    # a star's slope in S is that of an image filtered twice: half as many pixels hold it
+    coarse = BlockGrid(((grid.shape[0] + 1) // 2, (grid.shape[1] + 1) // 2), grid.side // 2, grid.halo // 2)
+    slopes = np.empty(coarse.shape, np.float32)
+    columns, rows = grid.centres()
+    down, across = _shift_phases(grid.side, stars.offset_px)
+    for row in range(grid.n_rows):
+        transfers = [_transform_psfs(psf, columns, np.full(grid.n_columns, rows[row]), grid.side) for psf in psfs]
+        spectra = [fft.rfft2(grid.cut(plane, row), workers=1) for plane in planes]
+        noise = np.stack([mix.broad[row], mix.sharp[row]], axis=1).astype(np.float32)
+        gradient = np.zeros((2, grid.n_columns, coarse.side, coarse.side // 2 + 1), np.complex64)
+        _combine(*spectra, *transfers, noise, down * np.float32(stars.ratio), across, gradient)
+        band, near = slice(*grid.bounds(row)), slice(*coarse.bounds(row))
+        for spectrum, into in zip(spectra, (image.sci, score), strict=True):
+            grid.paste(_invert(spectrum, grid.side), row, into[band])
+        steep = _invert(gradient, coarse.side)
+        coarse.paste(steep[0] ** 2 + steep[1] ** 2, row, slopes[near])
+    return score, slopes
+
+
+def _finish_rows(grid: BlockGrid, psfs, mix, stars, noisecov, surface, smooth, slopes, image, score) -> None:
+    """Take the sky off D and S, in place; variance of D; S becomes S_corr."""
+    columns, rows = grid.centres()
+    across = terms_along_row(grid.shape, order_of(surface))
+    for row in range(grid.n_rows):
+        levels = mix.broad[row], mix.sharp[row]
+        gains = _measure_gains(psfs, columns, np.full(grid.n_columns, rows[row]), levels, noisecov)
+        # the template's variance is still that before its flux was scaled
+        gains[:, [1, 3]] *= stars.ratio**2
+        band = slice(*grid.bounds(row))
+        _normalise(
+            slopes, *smooth, gains.astype(np.float32), grid.inner, band.start, grid.shape[0],
+            np.float32(stars.scatter_px**2), surface, across, image.mask[band], image.sci[band], image.var[band],
+            score[band],
+        )  # fmt: skip
+
+
+def _invert(spectra: np.ndarray, side: int) -> np.ndarray:
+    return fft.irfft2(spectra, (side, side), overwrite_x=True, workers=1)
+
+
+def _shift_phases(side: int, offset: tuple[float, float]) -> tuple[np.ndarray, np.ndarray]:
+    """Factors along v and u that move a block by (dx, dy) px."""
+    v, u = np.fft.fftfreq(side), np.fft.rfftfreq(side)
+    return np.exp(-2j * np.pi * v * offset[1]).astype(np.complex64), np.exp(-2j * np.pi * u * offset[0]).astype(
+        np.complex64
+    )
+
+
+def _difference_psf(psfs, grid: BlockGrid, mix: NoiseMix) -> PsfGrid:
+    """PSF of D at nodes (eq. 14), with the noise of the block that each lies in."""
+    nodes_x, nodes_y = lay_nodes(grid.shape)
+    x, y = (plane.ravel() for plane in np.meshgrid(nodes_x, nodes_y))
+    width = max(psf.fwhm_px for psf in psfs)
+    size = max(25, 2 * int(np.ceil(3.5 * width)) + 1)
+    side = fft.next_fast_len(2 * size, real=True)
+    new, old = (_transform_psfs(psf, x, y, side).astype(np.complex128) for psf in psfs)
+    row = np.minimum((y / grid.inner).astype(int), grid.n_rows - 1)
+    column = np.minimum((x / grid.inner).astype(int), grid.n_columns - 1)
+    spectra = _filter_spectra(new, old, *(one[row, column][:, None, None] for one in (mix.broad, mix.sharp)))
+    place = np.arange(-(size // 2), size // 2 + 1)
+    stamps = fft.irfft2(spectra[0] * new, (side, side), workers=1)[:, place[:, None], place[None, :]]
+    return PsfGrid(nodes_x, nodes_y, stamps.reshape(len(nodes_y), len(nodes_x), size, size).astype(np.float32))
+
+
+@njit(cache=True, nogil=True)
+def _combine(new, old, psf_new, psf_old, noise, down, across, slopes):
+    """Spectra of blocks in place: `new` becomes D, `old` S; `slopes` those of the template's share of S along x and y,
+    on half as many pixels.
+    """
+    tall, half = slopes.shape[2], slopes.shape[3]
+    side = new.shape[1]
+    unit = np.float32(0.25 * 2.0 * np.pi / side)
+    for k in range(new.shape[0]):
+        noise_new, noise_old = noise[k, 0], noise[k, 1]
+        level = noise_new + noise_old
+        for v in range(side):
+            n_line, o_line = new[k, v], old[k, v]
+            p_line, q_line, turn = psf_new[k, v], psf_old[k, v], down[v]
+            # row of the spectrum of half as many pixels
+            row, rate = -1, np.float32(0)
+            if v < (tall + 1) // 2:
+                row, rate = v, unit * np.float32(v)
+            elif v >= side - tall // 2:
+                row, rate = v - (side - tall), unit * np.float32(v - side)
+            for u in range(new.shape[2]):
+                p, q = p_line[u], q_line[u]
+                power_p = p.real * p.real + p.imag * p.imag
+                power_q = q.real * q.real + q.imag * q.imag
+                inverse = np.float32(1) / (noise_new * power_q + noise_old * power_p)
+                image, template = n_line[u], o_line[u] * turn * across[u]
+                from_template = q.conjugate() * template * (power_p * inverse)
+                if row >= 0 and u < half:
+                    turned = np.complex64(complex(-from_template.imag, from_template.real))
+                    slopes[0, k, row, u] = turned * (unit * np.float32(u))
+                    slopes[1, k, row, u] = turned * rate
+                o_line[u] = p.conjugate() * image * (power_q * inverse) - from_template
+                n_line[u] = (q * image - p * template) * np.sqrt(level * inverse)
+
+
+@njit(cache=True, nogil=True)
+def _normalise(
+    slopes, diff_new, diff_old, score_new, score_old, gains, inner, first, ny, far, surface, across, mask, sci,
+    variance, score,
+):  # fmt: skip
+    """Sky off D and S; variance of D; S over its noise: photons, and slopes of stars times their astrometric scatter.
+
+    Rows from `first` on; smoothed variances and slopes are of 2×2 pixels. Zero where there is no data.
+    """
+    rows, nx = variance.shape
+    columns = diff_new.shape[1]
+    zero, big = np.float32(0), np.float32(np.inf)
+    spread, scale = np.zeros(2 * columns, np.float32), np.zeros(2 * columns, np.float32)
+    sky, share = np.empty(nx, np.float32), np.empty(2 * columns, np.float32)
+    for y in range(rows):
+        at = (first + y) // 2
+        if y % 2 == 0:
+            one, two, three, four, steep = diff_new[at], diff_old[at], score_new[at], score_old[at], slopes[at]
+            for block in range(gains.shape[0]):
+                a, b, c, d, flat = gains[block]
+                for x in range(block * inner // 2, min((block + 1) * inner // 2, columns)):
+                    wide, noise = a * one[x] + b * two[x], c * three[x] + d * four[x] + far * steep[x]
+                    known = (wide > zero) & (wide < big) & (noise > zero)
+                    spread[2 * x] = spread[2 * x + 1] = wide if known else zero
+                    scale[2 * x] = scale[2 * x + 1] = np.float32(1) / np.sqrt(noise) if known else zero
+                    share[2 * x] = share[2 * x + 1] = flat
+        v = (first + y - 0.5 * (ny - 1)) / (0.5 * ny)
+        sky[:] = 0
+        term, total = 0, 0
+        while term < surface.size:
+            for j in range(total + 1):
+                factor, line = np.float32(surface[term] * v**j), across[term]
+                for x in range(nx):
+                    sky[x] += factor * line[x]
+                term += 1
+            total += 1
+        flags, value, width, snr = mask[y], sci[y], variance[y], score[y]
+        for x in range(nx):
+            known = (flags[x] & _NO_DATA == 0) & (spread[x] > zero) & (abs(value[x]) < big)
+            value[x] = value[x] - sky[x] if known else zero
+            width[x] = spread[x] if known else zero
+            fine = known & (flags[x] & _UNUSABLE == 0)
+            snr[x] = (snr[x] - share[x] * sky[x]) * scale[x] if fine else zero
+            flags[x] |= np.int16(0) if known else np.int16(_NO_DATA)
