@@ -12,6 +12,9 @@ from typing import Any, ClassVar, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from lap_assets.compute_settings import ClusterSettings as ClusterSettings
+from lap_assets.compute_settings import ComputeSettings
+from lap_assets.compute_settings import TlsSettings as TlsSettings
 from lap_assets.errors import BadInput
 
 SETTINGS_FILE = "lap.yaml"
@@ -31,13 +34,6 @@ class Section(BaseModel):
     def dump_recipe(self) -> dict[str, Any]:
         """The values that bytes depend on."""
         return self.model_dump(mode="json", exclude=set(self.judging))
-
-
-class ComputeSettings(Section):
-    """How work is spread (never part of a recipe: bytes do not depend on it)."""
-
-    executor: Literal["processes", "serial"] = "processes"
-    workers: int = Field(0, ge=0)  # 0: as many as there are cores
 
 
 class CalibrationSettings(Section):
@@ -161,21 +157,37 @@ class JointSolutionSettings(Section):
 class WarpSettings(Section):
     """Chips resampled to skycells."""
 
+    kernel: Literal["lanczos3", "spline", "bilinear", "nearest"] = "lanczos3"
     grid_step_px: int = 32
     grid_tolerance_px: float = 5e-4
     max_bad_weight: float = 0.1  # kernel weight of masked pixels above which an output pixel is masked
     footprint_margin_arcsec: float = 60.0  # planning trusts footprints this far; the solved WCS decides
     # which sky is taken off: each chip's own mesh, or the surface over the focal plane, which keeps large haloes
     sky: Literal["mesh", "focal_plane"] = "mesh"
+    psf_step_px: float = Field(512.0, gt=0)  # between the nodes at which the PSF is told
+    star_min_snr: float = Field(20.0, gt=0)  # of the stars that are listed with a warp
 
 
 class StackSettings(Section):
-    """Clipped combination of warps, also for templates and final stacks."""
+    """Combination of warps with artefacts rejected, also for templates and final stacks."""
 
     min_inputs: int = 6  # of the first pass
+    weight: Literal["variance", "seeing"] = "variance"  # 1/variance, or 1/(variance FWHM^2): best for point sources
+    level_order: int = Field(1, ge=-1, le=1)  # of the background matched between the inputs; -1: none
     clip_sigma: float = 5.0
-    clip_amplitude: float = 1.0  # fraction of the local amplitude always allowed; 0.3 clips star cores
+    clip_amplitude: float = 1.0  # fraction of the local amplitude allowed where PSFs differ; 0.3 clips star cores
+    clip_matched: float = 0.1  # the same between inputs brought to one PSF
     clip_grow_sigma: float = 2.5
+    # deviations in at most min(epochs + high n, low n) of n inputs are artefacts, in more they are sky or a variable
+    clip_epochs: int = Field(2, ge=1)
+    clip_low_fraction: float = Field(0.5, gt=0, le=1)
+    clip_high_fraction: float = Field(0.03, ge=0, le=1)
+    max_offset_arcsec: float = Field(0.3, gt=0)  # of an input's stars from those of the others, else it is left out
+    sky_corrected: bool = True  # final stacks: also the flavour that keeps large haloes
+    psf_matched: bool = False  # also the flavour of inputs brought to one PSF
+    band_memory_mib: float = Field(128.0, gt=0)  # of the buffers of rows, whatever the number of inputs
+
+    judging: ClassVar[frozenset[str]] = frozenset({"band_memory_mib"})
 
 
 class DiffSettings(Section):
@@ -184,7 +196,23 @@ class DiffSettings(Section):
     # what an exposure with a companion is subtracted from: a template of the other nights (finds what lasts for days),
     # or its companion's warp (LAP's pairwise difference: what moves or flickers within the night)
     against: Literal["nights", "pair"] = "nights"
+    # what all others are subtracted from: the run's first-pass stack less the exposure's night, or where there is none
+    # the other nights' warps combined, which `warps` always does, `matched` with their PSFs made alike; or the warp of
+    # another exposure: exposure=NAME
+    template: str = Field("stack", pattern=r"^(stack|warps|matched|exposure=[A-Za-z0-9_.\-]+)$")
+    # stacks (warps, with exposure=NAME) of another collection, or of another repository, are taken where one is named
+    template_repository: str = ""
+    template_collection: str = ""
     min_template_inputs: int = 2
+    method: Literal["alard_lupton", "zogy"] = "alard_lupton"
+    decorrelate: bool = True  # noise of the difference as white as a warp's
+    convolve: Literal["auto", "template", "science"] = "auto"  # auto: the sharper one (alard_lupton)
+    # what a subtraction must be to be believed, else nothing is taken from it
+    min_matched: int = 5  # stars in both images
+    max_stamp_chi2: float = 4.0  # median reduced chi2 of matched stars
+    max_kernel_sum_error: float = 0.2  # of two calibrated images
+    max_offset_px: float = 1.0  # between matched stars
+    max_sky_chi: float = 1.25  # scatter of the sky over what VAR says, or the inverse
     min_template_coverage: float = 0.2  # of the science image's usable pixels
     kernel_order: int = 1
     background_order: int = 1
@@ -192,6 +220,14 @@ class DiffSettings(Section):
     min_stamp_snr: float = 20.0
     source_snr: float = 5.0
     bright_fraction: float = 0.1  # of the template's flux below which a residual is not believed
+    bright_star_snr: float = 300.0  # of the stars whose distance from each source is told
+
+    judging: ClassVar[frozenset[str]] = frozenset({"template_repository"})  # what is taken from it is pinned by content
+
+    @property
+    def template_exposure(self) -> str:
+        """The exposure whose warp is the template; empty where it is a stack."""
+        return self.template.partition("=")[2]
 
 
 class StreakMaskSettings(Section):

@@ -17,7 +17,7 @@ MAY_IMPORT = {
     "lap": {"model", "ledger", "lap", "errors"},
     "qa": {"model", "science", "qa", "errors"},
     "sim": {"model", "sim", "errors"},
-    "pipeline": {"model", "science", "store", "qa", "pipeline", "settings", "errors"},
+    "pipeline": {"model", "science", "store", "qa", "pipeline", "settings", "compute_settings", "errors"},
 }
 OUTSIDE = {"os", "pathlib", "logging", "sqlite3", "sqlalchemy", "dagster", "time", "datetime", "random"}
 PICKLES = {"pickle", "dill", "shelve", "marshal", "joblib"}

@@ -58,7 +58,10 @@ class Member:
 
 @dataclass(frozen=True)
 class Product:
-    """One row of the product table; see the module's text."""
+    """One row of the product table; see the module's text.
+
+    `compressed`: the images are kept tile-compressed, floats rounded far below their noise.
+    """
 
     name: str
     title: str
@@ -68,6 +71,7 @@ class Product:
     inputs: tuple[str, ...]
     code: int = 1
     intermediate: bool = True
+    compressed: bool = False
 
     @property
     def keys(self) -> tuple[str, ...]:
@@ -79,6 +83,9 @@ _IMAGE = Member("image.fits", planes=("SCI", "MASK", "VAR"))
 _STACK = Member("image.fits", planes=("SCI", "MASK", "VAR", "NINPUT"))
 _PREVIEW = Member("preview.png", optional=True)
 _STACK_INPUTS = Member("inputs.parquet", columns=("exposure", "weight", "fwhm_arcsec"))
+_PSF = Member("psf.fits", planes=("PSF",), optional=True)
+_USED = Member("used.fits", planes=("USED0",), optional=True)
+_MATCHED = Member("matched.fits", planes=("SCI", "VAR"), optional=True)
 
 PRODUCTS: dict[str, Product] = {
     p.name: p
@@ -147,9 +154,11 @@ PRODUCTS: dict[str, Product] = {
                 Member("sources.parquet", columns=("chip", "x", "y", "ra", "dec", "flux", "flux_err")),
                 Member("backgrounds.fits"),
                 Member("skies.fits", optional=True),
+                Member("psfs.fits", optional=True),
                 _PREVIEW,
             ),
             ("chips",),
+            code=2,
             intermediate=False,  # small, and what a re-created warp is made with
         ),
         Product(
@@ -171,24 +180,38 @@ PRODUCTS: dict[str, Product] = {
             "Exposures resampled to skycells, nJy",
             EXPOSURE_CELLS,
             "skycell",
-            (_IMAGE, _PREVIEW),
+            (
+                _IMAGE,
+                _PSF,
+                Member("levels.fits", planes=("LEVEL", "COUNT", "SKY"), optional=True),
+                Member("stars.parquet", columns=("x", "y", "flux_njy", "snr"), optional=True),
+                _PREVIEW,
+            ),
             ("chips", "solutions", "joint_solutions"),
+            code=2,
         ),
         Product(
             "stacks",
             "First-pass stacks (enough inputs), nJy",
             CELL_BANDS,
             "skycell",
-            (_STACK, _STACK_INPUTS, _PREVIEW),
+            (_STACK, _STACK_INPUTS, _USED, _PSF, _MATCHED, _PREVIEW),
             ("warps",),
+            code=2,
         ),
         Product(
             "diffs",
             "Difference images and their sources",
             EXPOSURE_CELLS,
             "skycell",
-            (_IMAGE, Member("sources.parquet", columns=("x", "y", "ra", "dec", "flux", "flux_err", "snr")), _PREVIEW),
+            (
+                _IMAGE,
+                Member("sources.parquet", columns=("x", "y", "ra", "dec", "flux", "flux_err", "snr")),
+                _PSF,
+                _PREVIEW,
+            ),
             ("warps", "stacks"),
+            code=2,
         ),
         Product(
             "streak_masks",
@@ -203,9 +226,19 @@ PRODUCTS: dict[str, Product] = {
             "The complete set of stacks, destreaked, nJy",
             CELL_BANDS,
             "skycell",
-            (_STACK, _STACK_INPUTS, _PREVIEW),
+            (
+                _STACK,
+                _STACK_INPUTS,
+                _USED,
+                _PSF,
+                _MATCHED,
+                Member("sky_corrected.fits", planes=("SCI",), optional=True),
+                _PREVIEW,
+            ),
             ("stacks", "warps", "streak_masks"),
+            code=2,
             intermediate=False,
+            compressed=True,
         ),
         Product(
             "object_catalogs",
@@ -218,6 +251,7 @@ PRODUCTS: dict[str, Product] = {
                 _PREVIEW,
             ),
             ("final_stacks",),
+            code=2,
             intermediate=False,
         ),
         Product(

@@ -23,8 +23,10 @@ from lap_assets.model.states import ENDED
 from lap_assets.model.survey import PartitionRef, Run, Survey
 from lap_assets.operations.report import compare_with_truth, describe_comparison, summarize_states
 from lap_assets.operations.workspace import Workspace
+from lap_assets.pipeline.compute import count_slots, count_workers, find_memory_gib, find_needs
+from lap_assets.pipeline.stages import STAGES
 from lap_assets.qa.pictures import colour_picture
-from lap_assets.settings import Settings
+from lap_assets.settings import ComputeSettings, Settings
 from lap_assets.store.verify import fsck, sweep
 
 TAGS = ("lap_id", "label", "dist_group")  # of runs, handed to all that is made for them
@@ -148,6 +150,22 @@ def show_settings(settings: Settings) -> str:
     values = settings.model_dump(mode="json")
     values["ledger_url"] = re.sub(r"(://[^:/@]*:)[^@]*@", r"\1***@", values["ledger_url"])
     return yaml.safe_dump(values, sort_keys=False).rstrip()
+
+
+def show_compute(compute: ComputeSettings) -> str:
+    """How work would be spread: what does it, and of each product what a unit takes and how many are made at once."""
+    if compute.executor == "dask":
+        job = compute.cluster
+        where = f"up to {job.jobs} jobs of {job.kind}, {job.cores} cores and {job.memory_gib:g} GiB each" if job else ""
+        lines = [f"dask on {where or compute.scheduler_address}"]
+    else:
+        workers = 1 if compute.executor == "serial" else count_workers(compute)
+        lines = [f"{compute.executor}, {workers} at once, {find_memory_gib(compute):.1f} GiB together"]
+    lines.append(f"{'product':16} {'GiB':>5} {'cores':>5}  at once")
+    for name in STAGES:
+        needs, slots = find_needs(compute, name), count_slots(compute, name)
+        lines.append(f"{name:16} {needs.memory_gib:5.1f} {needs.cores:5d}  {slots or 'as the cluster has room'}")
+    return "\n".join(lines)
 
 
 def show_cameras() -> str:

@@ -68,6 +68,15 @@ def check_instance(root: Path) -> None:
         )
 
 
+def check_spread(space: "Workspace") -> None:
+    """Raise `BadInput` where work is spread over machines, and the ledger is a file that one machine alone may use."""
+    if space.settings.compute.executor == "dask" and space.ledger_url.startswith("sqlite"):
+        raise BadInput(
+            f"compute.executor dask needs a ledger on PostgreSQL, and that of {space.root} is on SQLite: "
+            f"set {POSTGRES_VARIABLE} before `lap init` (or ledger_url), or use compute.executor=processes"
+        )
+
+
 @dataclass(frozen=True)
 class Workspace:
     """Settings, store and ledger of one repository folder; it waits `busy_seconds` for a locked database."""
@@ -81,7 +90,9 @@ class Workspace:
         """Open the repository at `given`, in `LAP_REPO`, or around here; raises `BadInput` if there is none."""
         root = find_repository(given)
         check_instance(root)
-        return cls(root, load_settings(root, overrides))
+        space = cls(root, load_settings(root, overrides))
+        check_spread(space)
+        return space
 
     @classmethod
     def create(cls, root: Path, settings: dict | None = None) -> "Workspace":
@@ -90,10 +101,11 @@ class Workspace:
             raise BadInput(
                 f"{root} is a repository already (it has {SETTINGS_FILE}); choose another folder or use it as it is"
             )
+        space = cls(root, parse_settings(add_environment(settings or {}), "lap init"))
+        check_spread(space)
         instance = POSTGRES_YAML if read_postgres_url() else INSTANCE_YAML
         (root / "dagster").mkdir(parents=True, exist_ok=True)
         (root / "dagster" / "dagster.yaml").write_text(instance.read_text())
-        space = cls(root, parse_settings(add_environment(settings or {}), "lap init"))
         ledger = Ledger.create(space.ledger_url, journal=space.repo.append_journal)
         taken = ledger.tessellations() or ledger.sequences() or ledger.exposures()
         ledger.close()

@@ -1,24 +1,30 @@
 """How work is spread: one `concurrent.futures.Executor` for the life of the process, and the process set-up it needs.
 
 `serial` runs in this process; `processes` keeps one pool of workers, forked from a server that has the heavy modules
-loaded already. Results never depend on which one is used. BLAS runs one thread everywhere, serial included, so that
-sums have one order.
+loaded already; `dask` has its own module, `cluster.py`. Results never depend on which one is used. BLAS runs one thread
+everywhere, serial included, so that sums have one order. What a unit of a stage takes, and how many fit, is told here.
 """
 
 import hashlib
 import logging
 import multiprocessing
 import os
-from concurrent.futures import Executor, Future, ProcessPoolExecutor
+from concurrent.futures import CancelledError, Executor, Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
 from threadpoolctl import threadpool_limits
 
 from lap_assets.errors import BadInput
+from lap_assets.pipeline.stages import STAGES
 from lap_assets.settings import ComputeSettings
 
+GIB = 1 << 30
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
+BROKEN = (BrokenProcessPool, CancelledError)  # what an executor raises that is of no use any more
+LIMIT_FILES = ("memory.max", "memory.limit_in_bytes")  # of control groups, version 2 and 1
 PRELOAD = ["lap_assets.pipeline.preload"]
 
 
@@ -51,12 +57,12 @@ def configure_process() -> None:
 
 
 def numba_cache_dir() -> Path:
-    """Folder of compiled kernels, named by a hash of `science/` and the versions they are compiled with."""
-    digest = hashlib.sha256()
-    for path in sorted((Path(__file__).parents[1] / "science").rglob("*.py")):
+    """Folder of compiled kernels, named by a hash of the rooms that have any and of what they are compiled with."""
+    digest, package = hashlib.sha256(), Path(__file__).parents[1]
+    for path in sorted([*(package / "science").rglob("*.py"), *(package / "store").rglob("*.py")]):
         digest.update(path.name.encode() + path.read_bytes())
-    for package in ("numba", "llvmlite", "numpy"):
-        digest.update(f"{package}{version(package)}".encode())
+    for library in ("numba", "llvmlite", "numpy"):
+        digest.update(f"{library}{version(library)}".encode())
     base = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
     return base / "lap_assets" / f"numba-{digest.hexdigest()[:16]}"
 
@@ -66,12 +72,84 @@ def count_workers(settings: ComputeSettings) -> int:
     return settings.workers or len(os.sched_getaffinity(0))
 
 
-def get_executor(settings: ComputeSettings) -> Executor:
-    """The executor the settings ask for; the process pool is made once and reused."""
+@dataclass(frozen=True)
+class Needs:
+    """What one unit of a stage takes while it is made."""
+
+    memory_gib: float
+    cores: int
+
+
+def find_needs(settings: ComputeSettings, product: str) -> Needs:
+    """What a unit of a product takes: as the settings say, else as the table of stages declares it."""
+    given = settings.resources.get(product)
+    declared = STAGES[product].memory_gib
+    return Needs(declared, 1) if given is None else Needs(given.memory_gib or declared, given.cores)
+
+
+def find_memory_gib(
+    settings: ComputeSettings, own: Path = Path("/proc/self/cgroup"), groups: Path = Path("/sys/fs/cgroup")
+) -> float:
+    """Memory that units made at once may take together: as set, else the machine's or the control group's, GiB.
+
+    Parameters
+    ----------
+    own : Path
+        Which control groups this process is in, and
+    groups : Path
+        where their limits are told, by Linux.
+    """
+    if settings.memory_gib:
+        return settings.memory_gib
+    limits = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
+    for line in own.read_text().splitlines() if own.is_file() else ():
+        _, kinds, place = line.split(":", 2)
+        if kinds in ("", "memory"):
+            base = groups / kinds
+            folder = base / place.lstrip("/")
+            above = [parent for parent in folder.parents if parent.is_relative_to(base)]
+            for path in (here / name for here in (folder, *above) for name in LIMIT_FILES):
+                text = path.read_text().strip() if path.is_file() else ""
+                limits += [int(text)] if text.isdigit() else []  # "max" where there is none
+    return min(limits) / GIB
+
+
+def count_slots(settings: ComputeSettings, product: str) -> int | None:
+    """How many units of a product are made at once here, within memory and cores; None where a cluster decides that."""
+    if settings.executor == "dask":
+        return None
+    if settings.executor == "serial":
+        return 1
+    needs, workers = find_needs(settings, product), count_workers(settings)
+    return max(1, min(workers // needs.cores, int(find_memory_gib(settings) / needs.memory_gib)))
+
+
+def count_ahead(settings: ComputeSettings, product: str) -> int | None:
+    """How many units are handed over at once: where every worker may work, one more for each, so that none waits."""
+    slots = count_slots(settings, product)
+    full = settings.executor == "processes" and slots == count_workers(settings)
+    return 2 * slots if full and slots else slots
+
+
+def get_executor(settings: ComputeSettings, product: str = "", root: Path | None = None) -> Executor:
+    """The executor the settings ask for; the process pool, or the connection to a cluster, is made once and reused.
+
+    Parameters
+    ----------
+    product : str
+        Whose units are to be made, and
+    root : Path or None
+        in which repository; a cluster needs to know both.
+
+    Raises
+    ------
+    BadInput
+        The cluster cannot be had, or its workers cannot make such units; the text says what to do.
+    """
     if settings.executor == "serial":
         return SerialExecutor()
-    if settings.executor != "processes":
-        raise BadInput(f"compute.executor {settings.executor!r} is unknown: use serial or processes")
+    if settings.executor == "dask":
+        return _load_cluster().open_executor(settings, find_needs(settings, product), root)
     workers = count_workers(settings)
     if workers not in _pools:
         context = multiprocessing.get_context("forkserver")
@@ -80,8 +158,54 @@ def get_executor(settings: ComputeSettings) -> Executor:
     return _pools[workers]
 
 
-def discard_executor(settings: ComputeSettings) -> None:
-    """Forget the pool (after a worker was lost); the next `get_executor` starts a fresh one."""
-    pool = _pools.pop(count_workers(settings), None)
-    if pool is not None:
-        pool.shutdown(wait=False, cancel_futures=True)
+def _load_cluster():
+    try:
+        from lap_assets.pipeline import cluster
+    except ImportError as error:
+        raise BadInput(
+            f"compute.executor dask needs packages that are not here ({error.name}): pip install 'lap-assets[cluster]'"
+        ) from error
+    return cluster
+
+
+def discard_executor(executor: Executor) -> None:
+    """Forget an executor that lost a worker; the next `get_executor` makes a fresh one. Others are left alone."""
+    for workers, pool in list(_pools.items()):
+        if pool is executor:
+            del _pools[workers]
+            pool.shutdown(wait=False, cancel_futures=True)
+    if isinstance(executor, SerialExecutor | ProcessPoolExecutor):
+        return
+    _load_cluster().discard(executor)
+
+
+def describe_loss(error: BaseException) -> str:
+    """Why a call was lost together with its worker, in one line; an empty text for any other failure."""
+    if isinstance(error, BROKEN):
+        return "the worker process was lost (killed, or out of memory); it will be tried again"
+    if type(error).__module__.partition(".")[0] != "distributed":
+        return ""
+    workers = getattr(error, "allowed_failures", None)
+    if workers is None:
+        return f"the cluster lost it ({type(error).__name__}); it will be tried again"
+    return f"{workers + 1} workers were lost while making it (killed, or out of memory); it will be tried again"
+
+
+def reset_peak_memory() -> None:
+    """Let the peak of a worker's memory begin anew, where Linux allows it; that of a main process is everybody's."""
+    if multiprocessing.parent_process() is None:
+        return
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return  # the peak of the whole process is told instead
+
+
+def read_peak_gib() -> float:
+    """Peak resident memory of this process since `reset_peak_memory`, GiB; 0 where the system does not tell.
+
+    From /proc: what getrusage tells begins with that of the process that started this one, however large that was.
+    """
+    status = Path("/proc/self/status")
+    lines = status.read_text().splitlines() if status.is_file() else []
+    return next((int(line.split()[1]) * 1024 / GIB for line in lines if line.startswith("VmHWM:")), 0.0)

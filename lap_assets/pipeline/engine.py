@@ -6,13 +6,11 @@ The engine knows neither Dagster nor the ledger: it takes a survey, a repository
 """
 
 import logging
+import math
 import os
-import resource
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import CancelledError, Future, as_completed
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -22,7 +20,8 @@ from lap_assets.model.products import get_product, home_of
 from lap_assets.model.quality import Verdict
 from lap_assets.model.states import CLEANED, DONE, DROPPED, FAILED, NO_WORK, RESULTS, UNPROCESSABLE
 from lap_assets.model.survey import PartitionRef, Survey
-from lap_assets.pipeline.compute import discard_executor, get_executor
+from lap_assets.pipeline.compute import count_ahead, find_needs, get_executor, read_peak_gib, reset_peak_memory
+from lap_assets.pipeline.crew import Answer, Crew
 from lap_assets.pipeline.recipes import compute_recipe, hash_json
 from lap_assets.pipeline.recreation import Recreation, explain_difference, plan_recreation
 from lap_assets.pipeline.stages import STAGES, Stage
@@ -35,8 +34,8 @@ log = logging.getLogger(__name__)
 
 # facts people select products by that are no part of every data id
 ASKED_FOR = ("band", "night")
-# faults that a later try may cure: disk, memory, a lost worker, an input that must be re-created first
-TRANSIENT = (OSError, MemoryError, BrokenProcessPool, IntegrityError, Conflict, Cleaned)
+# faults that a later try may cure: disk, memory, an input that must be re-created first; so is a lost worker
+TRANSIENT = (OSError, MemoryError, IntegrityError, Conflict, Cleaned)
 # of which a unit with files, or one that had them, is one
 SETTLED = RESULTS - {DROPPED} | {CLEANED}
 
@@ -106,35 +105,74 @@ def make_partitions(
     Units whose manifest names the same recipe, and whose files are there or were cleaned, are skipped and counted. With
     `recreate`, those that were cleaned are made again as they were, and no other that there is.
     """
-    stage = STAGES[product]
-    pending: dict[Future, tuple[str, Job]] = {}
-    reports: dict[str, dict[DataId, UnitReport]] = {}
-    waiting: dict[str, int] = {}
-    started = time.perf_counter()
-    for partition in partitions:
-        try:
-            jobs, reports[partition] = _split_done(session, stage, partition, recreate)
-            if jobs:
-                session.repo.keep_config(stage.config_document(session.settings))
-        except Exception as error:  # a damaged manifest, a camera file that is gone: the other partitions go on
-            log.error("%s %s cannot be planned: %s", product, partition, error)
-            yield PartitionReport(product, partition, FAILED, (), reason=describe_fault(error))
-            continue
-        for report in reports[partition].values():
-            session.tell(report)
-        waiting[partition] = len(jobs)
-        for job in jobs:
-            pending[_submit(session, product, partition, job)] = (partition, job)
-        if not jobs:
-            yield confirm(session.repo, _close(product, partition, reports[partition], started))
-    for future in as_completed(pending):
-        partition, job = pending[future]
-        report = _collect(session, future, job)
-        session.tell(report)
-        reports[partition][job.data_id] = report
-        waiting[partition] -= 1
-        if not waiting[partition]:
-            yield confirm(session.repo, _close(product, partition, reports[partition], started))
+    stage, compute, root = STAGES[product], session.settings.compute, session.repo.root
+    crew = Crew(lambda: get_executor(compute, product, root), count_ahead(compute, product))
+    work = _Work(session, product)
+    try:
+        for partition in partitions:
+            try:
+                jobs, done = _split_done(session, stage, partition, recreate)
+                if jobs:
+                    session.repo.keep_config(stage.config_document(session.settings))
+            except Exception as error:  # a damaged manifest, a camera file that is gone: the other partitions go on
+                log.error("%s %s cannot be planned: %s", product, partition, error)
+                yield PartitionReport(product, partition, FAILED, (), reason=describe_fault(error))
+                continue
+            yield from work.open(partition, jobs, done)
+            fence = session.fences(product, partition)
+            for job in jobs:
+                crew.add((partition, job), make_unit, product, job, root, fence, session.run_id)
+            for answer in crew.collect(wait=False):
+                yield from work.note(answer)
+        for answer in crew.collect(wait=True):
+            yield from work.note(answer)
+    finally:
+        crew.dismiss()
+        work.warn_of_memory()
+
+
+class _Work:
+    """The partitions that are being made: what is known of their units, and how many are awaited."""
+
+    def __init__(self, session: Session, product: str) -> None:
+        self.session, self.product = session, product
+        self.reports: dict[str, dict[DataId, UnitReport]] = {}
+        self.awaited: dict[str, int] = {}
+        self.started = time.perf_counter()
+        self.largest: DataId | None = None  # of those made in other processes, by memory
+        self.peak_gib = 0.0
+
+    def open(self, partition: str, jobs: Sequence[Job], done: dict[DataId, UnitReport]) -> Iterator[PartitionReport]:
+        """Begin a partition with the units that are done; yields its report where nothing is left to do."""
+        self.reports[partition], self.awaited[partition] = done, len(jobs)
+        for report in done.values():
+            self.session.tell(report)
+        yield from self._close(partition)
+
+    def note(self, answer: Answer) -> Iterator[PartitionReport]:
+        """Take what became of a unit; yields the report of its partition where it was the last one."""
+        partition, job = answer.key
+        report = answer.value
+        if answer.error is not None:
+            report = UnitReport(job.data_id, FAILED, reason=answer.lost or describe_fault(answer.error))
+        elif report.worker[0] != os.getpid() and report.worker[1] > self.peak_gib * 1024:
+            self.largest, self.peak_gib = report.data_id, report.worker[1] / 1024
+        self.session.tell(report)
+        self.reports[partition][job.data_id] = report
+        self.awaited[partition] -= 1
+        yield from self._close(partition)
+
+    def _close(self, partition: str) -> Iterator[PartitionReport]:
+        if not self.awaited[partition]:
+            report = _close(self.product, partition, self.reports[partition], self.started)
+            yield confirm(self.session.repo, report)
+
+    def warn_of_memory(self) -> None:
+        """Say so where a unit took more memory than is declared: on a full machine that kills workers."""
+        declared = find_needs(self.session.settings.compute, self.product).memory_gib
+        if self.peak_gib > declared:
+            advice = f"compute.resources: {{{self.product}: {{memory_gib: {math.ceil(self.peak_gib * 11) / 10}}}}}"
+            log.warning("%s took %.2f GiB, declared are %.2f: set %s", self.largest, self.peak_gib, declared, advice)
 
 
 def find_cleaned_inputs(session: Session, product: str, partition: str, recreate: bool = False) -> list[PartitionRef]:
@@ -144,16 +182,6 @@ def find_cleaned_inputs(session: Session, product: str, partition: str, recreate
     manifests = [session.repo.manifest(data_id) for data_id in sorted(pinned)]
     gone = [one.data_id for one in manifests if one is not None and one.state == CLEANED]
     return sorted({(data_id.product, data_id.partition) for data_id in gone})
-
-
-def _submit(session: Session, product: str, partition: str, job: Job) -> Future:
-    """Hand a unit to the pool; a pool that lost a worker meanwhile is replaced once."""
-    arguments = (make_unit, product, job, session.repo.root, session.fences(product, partition), session.run_id)
-    try:
-        return get_executor(session.settings.compute).submit(*arguments)
-    except BrokenProcessPool:
-        discard_executor(session.settings.compute)
-        return get_executor(session.settings.compute).submit(*arguments)
 
 
 def _split_done(
@@ -193,18 +221,6 @@ def _report_done(manifest: Manifest) -> UnitReport:
         manifest.metrics,
         recipe=manifest.recipe,
     )
-
-
-def _collect(session: Session, future: Future, job: Job) -> UnitReport:
-    try:
-        return future.result()
-    except (BrokenProcessPool, CancelledError):
-        discard_executor(session.settings.compute)
-        return UnitReport(
-            job.data_id,
-            FAILED,
-            reason="the worker process was lost (killed, or out of memory); it will be tried again",
-        )
 
 
 def _close(product: str, partition: str, units: dict[DataId, UnitReport], started: float) -> PartitionReport:
@@ -264,6 +280,7 @@ def combine_states(states: Sequence[str]) -> str:
 def make_unit(product: str, job: Job, root: Any, fence: int, run_id: str) -> UnitReport:
     """Make and publish one unit; runs in a worker. Never raises for what can be reported as a state."""
     started = time.perf_counter()
+    reset_peak_memory()
     repo = Repo(root)
     make = _make_again if isinstance(job, Recreation) else _make_and_publish
     try:
@@ -272,8 +289,7 @@ def make_unit(product: str, job: Job, root: Any, fence: int, run_id: str) -> Uni
     except Exception as error:  # the log or the publication failed: nothing half-written stays, so say so
         log.error("not published: %s", error)
         report = UnitReport(job.data_id, FAILED, reason=describe_fault(error), seconds=time.perf_counter() - started)
-    peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return replace(report, worker=(os.getpid(), peak_mb))
+    return replace(report, worker=(os.getpid(), read_peak_gib() * 1024))
 
 
 def _make_again(stage: Stage, job: Recreation, repo: Repo, fence: int, run_id: str) -> UnitReport:

@@ -57,7 +57,7 @@ class Output:
     metrics : dict of str to number or str
         Numbers with units in their names, for the manifest and the UI.
     refers_to : Pin or None
-        The unit whose members stand for this one's, unchanged; `members` is empty then.
+        The unit whose members stand for this one's, with the same pixels; `members` are those it has besides.
     """
 
     members: dict[str, Any]
@@ -69,8 +69,8 @@ class Output:
 class UnitReport:
     """What became of one unit.
 
-    `worker` is the process that made it and its peak memory so far, MB; `difference` says of a re-created unit in what
-    it differs from what was cleaned, and why.
+    `worker` is the process that made it and its peak memory meanwhile, MiB (of a main process: so far); `difference`
+    says of a re-created unit in what it differs from what was cleaned, and why.
     """
 
     data_id: DataId

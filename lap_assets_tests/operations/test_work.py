@@ -99,7 +99,7 @@ def test_everything_cleaned_comes_back_byte_for_byte(space):
 
 
 def test_only_what_is_needed_comes_back(space):
-    """LAP-18: the warps of one exposure need its chips; a streak mask needs a diff, which needs all warps."""
+    """LAP-18: the warps of one exposure need its chips; a streak mask a diff, and that the stack of all warps."""
     clean(space)
     (first, *_), (pair, *_) = keys(space, "chips"), keys(space, "warps")
     recreate(space, "warps", pair)
@@ -108,6 +108,7 @@ def test_only_what_is_needed_comes_back(space):
     assert list_done(space) == {
         *(("chips", key) for key in keys(space, "chips")),
         *(("warps", key) for key in keys(space, "warps")),
+        *(("stacks", key) for key in keys(space, "stacks")),
         ("diffs", pair),
         ("streak_masks", pair),
     }
@@ -134,6 +135,7 @@ def test_making_something_new_brings_its_inputs_back_first(space):
     assert list_done(space) == {
         *(("chips", key) for key in keys(space, "chips")),
         *(("warps", key) for key in keys(space, "warps")),
+        *(("stacks", key) for key in keys(space, "stacks")),
         ("diffs", pair),
     }
     assert list_files(space, "final_stacks") == final

@@ -84,6 +84,19 @@ def test_what_cannot_be_planned_fails_alone_and_can_be_given_up(tmp_path, stage)
     assert drop_partition(session, "joint_solutions", "c.0|g", "why").state == DROPPED
 
 
+def test_what_is_done_costs_nothing(tmp_path, stage):
+    """LV-06: no worker is asked for, not even where none could be had."""
+    table = pd.DataFrame({"exposure": ["a-1"], "dzp_mag": [0.0], "dzp_err_mag": [0.1], "n_stars": [3]})
+    stage(plan_one, lambda task, repo: Output({"zeropoints.parquet": table}, {}))
+    session = make_session(tmp_path)
+    first = list(make_partitions(session, "joint_solutions", ["c.0|g", "c.0|r"]))
+    nobody = ComputeSettings(executor="dask", scheduler_address="tcp://127.0.0.1:1", worker_wait_s=1.0)
+    again = replace(session, settings=Settings(compute=nobody))
+    second = list(make_partitions(again, "joint_solutions", ["c.0|g", "c.0|r"]))
+    assert [one.skipped for one in second] == [1, 1]
+    assert [one.content for one in second] == [one.content for one in first]
+
+
 def test_state_of_a_partition_is_that_of_its_units():
     assert combine_states([DONE, FAILED]) == FAILED
     assert combine_states([NO_WORK, DONE, UNPROCESSABLE]) == DONE

@@ -1,0 +1,52 @@
+"""Functions that tests have workers call: where they ran, how many at once, and some that do not come back."""
+
+import os
+import signal
+import time
+from pathlib import Path
+
+from lap_assets.pipeline.compute import reset_peak_memory
+
+
+def count_at_once(folder: Path, seconds: float = 0.15) -> int:
+    """How many calls are running at the end of this one, itself included."""
+    mark = folder / str(time.perf_counter_ns())
+    mark.touch()
+    time.sleep(seconds)
+    running = len(list(folder.iterdir()))
+    mark.unlink()
+    return running
+
+
+def tell_process() -> tuple[int, str]:
+    """Number of this process, and how many threads BLAS has here."""
+    return os.getpid(), os.environ.get("OMP_NUM_THREADS", "")
+
+
+def hold_memory(mib: int) -> None:
+    """Hold so much memory for a moment."""
+    held = bytearray(mib << 20)
+    held[:: 1 << 12] = b"x" * len(held[:: 1 << 12])
+
+
+def forget_peak() -> None:
+    """What the engine does before each unit."""
+    reset_peak_memory()
+
+
+def die_once(mark: Path) -> str:
+    """Kill this process unless that was done before."""
+    if not mark.exists():
+        mark.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return "made"
+
+
+def die() -> None:
+    """Kill this process."""
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def fail() -> None:
+    """Raise what no executor makes."""
+    raise ValueError("a defect")
