@@ -7,7 +7,18 @@ import argparse
 import sys
 
 from lap_assets.pipeline.compute import configure_process
-from lap_assets_tests.benchmarks import astrometry, exposures, lap, masters, spine
+from lap_assets_tests.benchmarks import (
+    astrometry,
+    engine_decam,
+    engine_diff,
+    engine_spread,
+    engine_stack,
+    engine_warp,
+    exposures,
+    lap,
+    masters,
+    spine,
+)
 from lap_assets_tests.benchmarks.results import print_rows, write_rows
 
 BENCHMARKS = {
@@ -16,6 +27,11 @@ BENCHMARKS = {
     **masters.BENCHMARKS,
     **exposures.BENCHMARKS,
     **astrometry.BENCHMARKS,
+    **engine_warp.BENCHMARKS,
+    **engine_stack.BENCHMARKS,
+    **engine_diff.BENCHMARKS,
+    **engine_decam.BENCHMARKS,
+    **engine_spread.BENCHMARKS,
 }
 
 
