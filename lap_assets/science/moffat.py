@@ -31,18 +31,6 @@ class MoffatPsf:
     beta: float = 3.5
     n_stars: int = 0
 
-    @property
-    def radius(self) -> int:
-        """Half-width of the picture that `draw` gives, px."""
-        return int(np.clip(np.ceil(2.2 * self.fwhm_px), 5, 20))
-
-    def draw(self, dx: float = 0.0, dy: float = 0.0) -> np.ndarray:
-        """(2·radius + 1)² values with unit total flux out to infinity, centre shifted by (dx, dy) px."""
-        u = np.arange(-self.radius, self.radius + 1.0)
-        alpha2 = self._alpha2
-        r2 = ((u[None, :] - dx) ** 2 + (u[:, None] - dy) ** 2) / alpha2
-        return (self.beta - 1.0) / (np.pi * alpha2) * (1.0 + r2) ** -self.beta
-
     def evaluate(self, x: float = 0.0, y: float = 0.0) -> np.ndarray:
         """(s, s) float64 stamp, sum 1, centred on its middle pixel, s = `stamp_size`; pixels are averages."""
         size = stamp_size(self.fwhm_px)

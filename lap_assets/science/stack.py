@@ -237,16 +237,6 @@ def plan_matching(psfs: Sequence[PsfGrid | None], max_radius: int = 24) -> Match
     return MatchingKernels(kernels, (float(node_x[0]), float(node_y[0])), step)
 
 
-def combine_images(images: Sequence[MaskedImage], combination: Combination) -> StackResult:
-    """`combine_rows` for warps that lie in memory, all of one shape; same result."""
-
-    def read_rows(index, first, last, sci, mask, var):
-        one = images[index]
-        sci[:], mask[:], var[:] = one.sci[first:last], one.mask[first:last], one.var[first:last]
-
-    return combine_rows(read_rows, images[0].shape, combination)
-
-
 def combine_rows(read_rows: ReadRows, shape: tuple[int, int], combination: Combination) -> StackResult:
     """Weighted mean of inputs with rejection of artefacts, in bands of rows, the next of which is read meanwhile.
 

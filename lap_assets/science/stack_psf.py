@@ -68,27 +68,6 @@ def _around(at: float, size: int) -> slice:
     return slice(max(int(at) - _NODE_PX, 0), min(int(at) + _NODE_PX + 1, size), 4)
 
 
-def evaluate_stack_psf(
-    grids: Sequence[PsfGrid | None], used: np.ndarray, weights: np.ndarray, x: float, y: float
-) -> np.ndarray:
-    """The PSF of a stack at (x, y) from exactly the inputs used at that pixel, (s, s) float64 of sum 1.
-
-    Parameters as in `average_psfs`; raises `NoWork` where no input with a PSF is used.
-    """
-    row, column = (int(np.clip(round(at), 0, size - 1)) for at, size in zip((y, x), used.shape[1:], strict=True))
-    bits = used[:, row, column].astype(np.int64)
-    here = [
-        k for k, grid in enumerate(grids) if grid is not None and weights[k] > 0 and (bits[k // 31] >> (k % 31)) & 1
-    ]
-    if not here:
-        raise NoWork(f"no input with a PSF is used at ({x:.1f}, {y:.1f})")
-    size = max(grid.stamp_px for grid in grids if grid is not None)
-    total = np.zeros((size, size))
-    for k in here:
-        total += weights[k] * np.pad(grids[k].evaluate(x, y), (size - grids[k].stamp_px) // 2)
-    return total / total.sum()
-
-
 def model_stack_psf(
     band: BandImage,
     segments: np.ndarray,

@@ -31,7 +31,7 @@ class Seconds:
     cpu: float
     wall: float
     source: str = "this session"
-    user: float | None = None  # of the CPU seconds: the rest is the system's, many where its page cache is full
+    user: float | None = None  # of the CPU seconds; the rest is the system's
 
 
 def time_work(work: Callable[[], object], before: Callable[[], object] = lambda: None, repeat: int = 3) -> Seconds:
@@ -46,9 +46,22 @@ def time_work(work: Callable[[], object], before: Callable[[], object] = lambda:
 
 
 def time_swarp(arguments: str, files: Sequence[Path], repeat: int = 3, warm_up: bool = True) -> Seconds:
-    """Least seconds of SWarp's process on some files, after a warm-up."""
+    """Least seconds of SWarp's process on some files, after a warm-up.
+
+    It is held to as many cores as it has threads, as `run_peers.sh` does: free to move, the one thread's combination
+    takes three times the CPU seconds, nearly all of them the system's.
+    """
     work = find_work()
-    command = ["SWarp", *map(str, files), *f"{OPTIONS} -VMEM_DIR {work} -RESAMPLE_DIR {work} {arguments}".split()]
+    threads = int(arguments.split()[arguments.split().index("-NTHREADS") + 1])
+    cores = ",".join(map(str, sorted(os.sched_getaffinity(0))[:threads]))
+    command = [
+        "taskset",
+        "-c",
+        cores,
+        "SWarp",
+        *map(str, files),
+        *f"{OPTIONS} -VMEM_DIR {work} -RESAMPLE_DIR {work} {arguments}".split(),
+    ]
     taken = []
     for _ in range(repeat + warm_up):
         wall = time.perf_counter()

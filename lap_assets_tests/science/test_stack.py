@@ -18,6 +18,16 @@ NOISE = 10.0
 STARS_X, STARS_Y = np.array([20.3, 55.8, 85.1, 40.0]), np.array([22.7, 60.2, 30.4, 75.5])
 
 
+def combine_images(images, combination):
+    """The stack of images that lie in memory."""
+
+    def read_rows(index, first, last, sci, mask, var):
+        one = images[index]
+        sci[:], mask[:], var[:] = one.sci[first:last], one.mask[first:last], one.var[first:last]
+
+    return stack.combine_rows(read_rows, images[0].shape, combination)
+
+
 def draw_moffat(shape, x, y, flux, fwhm, beta=3.0):
     v, u = np.mgrid[: shape[0], : shape[1]]
     alpha = 0.5 * fwhm / np.sqrt(2 ** (1 / beta) - 1)
@@ -62,7 +72,7 @@ def plan(images, limits=LIMITS, fwhms=None, psfs=None, **more):
 
 
 def combine(images, limits=LIMITS, fwhms=None, psfs=None):
-    return stack.combine_images(images, plan(images, limits, fwhms, psfs)).image
+    return combine_images(images, plan(images, limits, fwhms, psfs)).image
 
 
 def find_near_stars(reach, shape=(90, 110)):
@@ -197,8 +207,8 @@ def test_bands_do_not_matter():
         one.sci[rng.random(one.shape) < 0.02] += 500
     fwhms = [2.1, 2.4, 2.6, 2.2, 3.0, 2.8]
     chosen = plan(images, fwhms=fwhms, psfs=make_psfs(fwhms))
-    whole = stack.combine_images(images, chosen)
-    thin = stack.combine_images(images, replace(chosen, band_memory_mib=0.01))
+    whole = combine_images(images, chosen)
+    thin = combine_images(images, replace(chosen, band_memory_mib=0.01))
     for name in ("sci", "mask", "var"):
         assert np.array_equal(getattr(whole.image, name), getattr(thin.image, name)), name
     assert np.array_equal(whole.image.planes["NINPUT"], thin.image.planes["NINPUT"])
@@ -269,7 +279,7 @@ def test_trails_go_where_they_cross_stars():
     trail = 120.0 * np.exp(-0.5 * ((v - 0.9 * u + 12) / np.hypot(1, 0.9) / 2.2) ** 2)
     images[2].sci += trail.astype(np.float32)
     chosen = plan(images, fwhms=fwhms, psfs=make_psfs(fwhms))
-    result, truth = stack.combine_images(images, chosen), stack.combine_images(clean, chosen)
+    result, truth = combine_images(images, chosen), combine_images(clean, chosen)
     ratio, far = trail / np.sqrt(images[2].var), ~find_near_stars(6)
     assert ((result.used[0] & 4) == 0)[(ratio > 6) & far].mean() > 0.99
     left = (result.image.sci - truth.image.sci) / np.sqrt(truth.image.var)
@@ -303,8 +313,8 @@ def test_bad_pixels_do_not_enter(fault):
     images[1].sci[box] = values.get(fault, 50.0)
     images[1].var[box] = variances.get(fault, 100.0)
     chosen = plan(images)
-    result = stack.combine_images(images, chosen)
-    rest = stack.combine_images(images, replace(chosen, weights=chosen.weights * [1, 0, 1, 1])).image
+    result = combine_images(images, chosen)
+    rest = combine_images(images, replace(chosen, weights=chosen.weights * [1, 0, 1, 1])).image
     assert np.isfinite(result.image.sci).all()
     assert np.isfinite(result.image.var).all()
     assert (result.image.planes["NINPUT"][box] == 3).all()
@@ -348,12 +358,12 @@ def test_a_stack_without_some_inputs_is_arithmetic(n, gone):
     """
     images, levels = level_and_hit(n, 7)
     chosen = replace(plan(images), levels=levels)
-    full = stack.combine_images(images, chosen)
+    full = combine_images(images, chosen)
     rest = [k for k in range(n) if k not in gone]
     for k in rest:  # the same rejections
         lost = (full.used[k // 31] >> (k % 31)) & 1 == 0
         images[k].mask[lost] |= int(Mask.COSMIC_RAY)
-    again = stack.combine_images(
+    again = combine_images(
         [images[k] for k in rest], Combination(chosen.weights[rest], None, levels=levels[rest])
     ).image
     taken = [stack.subtract_level(images[k], levels[k]) for k in gone]
@@ -374,7 +384,7 @@ def test_a_stack_without_some_inputs_is_arithmetic(n, gone):
 def test_nothing_is_left_without_all_inputs():
     images, levels = level_and_hit(3, 3)
     chosen = replace(plan(images), levels=levels)
-    full = stack.combine_images(images, chosen)
+    full = combine_images(images, chosen)
     taken = [stack.subtract_level(one, level) for one, level in zip(images, levels, strict=True)]
     empty = stack.remove_inputs(full.image, full.used, chosen.weights, [0, 1, 2], taken)
     assert not empty.sci.any()

@@ -6,7 +6,7 @@ import pytest
 from lap_assets.errors import NoWork
 from lap_assets.science.moffat import MoffatPsf
 from lap_assets.science.psf_grid import PsfGrid, lay_nodes
-from lap_assets.science.stack_psf import average_psfs, evaluate_stack_psf
+from lap_assets.science.stack_psf import average_psfs
 
 SHAPE = (400, 600)
 WEIGHTS = np.array([0.5, 0.3, 0.2])
@@ -32,9 +32,6 @@ def test_inputs_count_where_they_were_used():
     right, left = mix(grids, WEIGHTS), mix(grids, [0.5, 0.3, 0])
     assert np.abs(psf.evaluate(590.0, 200.0) - right).max() < 1e-5
     assert np.abs(psf.evaluate(10.0, 200.0) - left).max() < 1e-5
-    assert np.abs(evaluate_stack_psf(grids, used, WEIGHTS, 299.0, 100.0) - left).max() < 1e-6
-    assert np.abs(evaluate_stack_psf(grids, used, WEIGHTS, 300.0, 100.0) - right).max() < 1e-6
-    assert evaluate_stack_psf(grids, used, WEIGHTS, 300.0, 100.0).sum() == pytest.approx(1.0)
 
 
 def test_inputs_without_a_psf_do_not_count():
@@ -42,9 +39,5 @@ def test_inputs_without_a_psf_do_not_count():
     some = [grids[0], None, grids[2]]
     expected = mix([grids[0], grids[2]], [0.5, 0.2])
     assert np.abs(average_psfs(some, used, WEIGHTS).mean - expected).max() < 1e-5
-    assert np.abs(evaluate_stack_psf(some, used, WEIGHTS, 50.0, 50.0) - expected).max() < 1e-6
     with pytest.raises(NoWork, match="no input has a PSF"):
         average_psfs([None] * 3, used, WEIGHTS)
-    used[0, 40:60, 40:60] = 2
-    with pytest.raises(NoWork, match=r"used at \(50.0, 50.0\)"):
-        evaluate_stack_psf(some, used, WEIGHTS, 50.0, 50.0)
