@@ -17,7 +17,7 @@ from lap_assets.errors import NoWork
 from lap_assets.model.ids import DataId, Pin, join_key
 from lap_assets.model.image import MaskedImage
 from lap_assets.model.survey import Survey
-from lap_assets.pipeline.elsewhere import join_pins, open_elsewhere, resample_images, split_pins
+from lap_assets.pipeline.elsewhere import is_same_grid, join_pins, open_elsewhere, resample_images, split_pins
 from lap_assets.pipeline.psf_members import read_psf_grid
 from lap_assets.pipeline.stack_inputs import open_inputs, read_used, wrap_images
 from lap_assets.pipeline.stacks import combine_inputs
@@ -28,6 +28,7 @@ from lap_assets.science.measured_psf import measure_psf
 from lap_assets.science.psf_grid import PsfGrid
 from lap_assets.science.psf_matching import choose_target, homogenise
 from lap_assets.science.stack import combine_covariance, remove_inputs, subtract_level
+from lap_assets.science.stack_psf import reduce_psf
 from lap_assets.settings import DiffSettings, Settings
 from lap_assets.store.repo import Repo
 
@@ -229,50 +230,6 @@ def _describe_rest(inputs: pd.DataFrame, left: np.ndarray) -> dict[str, Any]:
     return cards
 
 
-def reduce_psf(
-    grid: PsfGrid, others: Sequence[PsfGrid | None], used: np.ndarray, weights: np.ndarray, gone: Sequence[int]
-) -> PsfGrid | None:
-    """PSF of a stack without some inputs, by arithmetic at each node; None where an input's PSF is not known.
-
-    Parameters
-    ----------
-    grid : PsfGrid
-        Of the stack.
-    others : sequence of PsfGrid
-        Of the inputs taken out.
-    used : (p, ny, nx) int
-        Which inputs entered each pixel.
-    weights : (n,) float
-    gone : sequence of int
-    """
-    if any(one is None for one in others):
-        return None
-    ny, nx = used.shape[1:]
-    rows = np.clip(np.rint(grid.y).astype(int), 0, ny - 1)
-    columns = np.clip(np.rint(grid.x).astype(int), 0, nx - 1)
-    bits = used[:, rows[:, None], columns[None, :]]
-    shares = np.array([w * ((bits[k // 31] >> (k % 31)) & 1) for k, w in enumerate(weights)])
-    total = np.where(grid.known, shares.sum(axis=0), 0.0)
-    gx, gy = np.meshgrid(grid.x, grid.y)
-    stamps = total[..., None, None] * grid.stamps.astype(np.float64)
-    half = grid.stamp_px // 2
-    for row, other in zip(gone, others, strict=True):
-        theirs = other.evaluate_many(gx.ravel(), gy.ravel())
-        wing = theirs.shape[-1] // 2
-        reach = min(half, wing)
-        inner = np.s_[..., half - reach : half + reach + 1, half - reach : half + reach + 1]
-        cut = np.s_[:, wing - reach : wing + reach + 1, wing - reach : wing + reach + 1]
-        stamps[inner] -= shares[row][..., None, None] * theirs[cut].reshape(*gx.shape, 2 * reach + 1, 2 * reach + 1)
-    left = total - shares[list(gone)].sum(axis=0)
-    sums = stamps.sum(axis=(2, 3))
-    good = (left > 1e-6) & (sums > 0.5 * left) & (stamps[:, :, half, half] > 0)
-    if not good.any():
-        return None
-    stamps[~good] = 0.0
-    stamps[good] /= sums[good][:, None, None]
-    return PsfGrid(grid.x, grid.y, stamps.astype(np.float32))
-
-
 def _fetch_template(task: Task, repo: Repo, science: MaskedImage) -> Template:
     """An image of another collection or repository on our grid."""
     pins = join_pins(task.params["template_pins"])
@@ -281,16 +238,10 @@ def _fetch_template(task: Task, repo: Repo, science: MaskedImage) -> Template:
     root = task.places.get("template_repository", "")
     there = Repo(Path(repo.root / root)) if root else repo
     images = [there.read_image(pin) for pin in pins]
-    if len(images) == 1 and images[0].shape == science.shape and _is_aligned(images[0], science):
+    if len(images) == 1 and is_same_grid(images[0].header, science.header):
         return Template(images[0], find_psf(images[0], read_psf_grid(there, pins[0])), _count_inputs(images[0]))
     image = resample_images(images, science.header)
     return Template(image, find_psf(image, None), max(map(_count_inputs, images)))
-
-
-def _is_aligned(image: MaskedImage, other: MaskedImage) -> bool:
-    corners = np.array([[0.0, 0.0], [image.shape[1] - 1.0, image.shape[0] - 1.0]])
-    moved = other.wcs.all_world2pix(image.wcs.all_pix2world(corners, 0), 0)
-    return bool(np.abs(moved - corners).max() < 1e-3)
 
 
 def _count_inputs(image: MaskedImage) -> int:

@@ -54,13 +54,58 @@ def average_psfs(grids: Sequence[PsfGrid | None], used: np.ndarray, weights: np.
     known = [k for k, grid in enumerate(grids) if grid is not None and weights[k] > 0]
     if not known:
         raise NoWork("no input has a PSF")
-    first = grids[known[0]]
-    shares = np.zeros((len(known), first.y.size, first.x.size))
-    for j, y in enumerate(first.y):
-        for i, x in enumerate(first.x):
+    return average_grids([grids[k] for k in known], _share_nodes(grids[known[0]], used, weights)[known])
+
+
+def reduce_psf(
+    grid: PsfGrid, others: Sequence[PsfGrid | None], used: np.ndarray, weights: np.ndarray, gone: Sequence[int]
+) -> PsfGrid | None:
+    """The PSF of a stack without some inputs, by arithmetic at each node; None where an input's PSF is not known.
+
+    Parameters
+    ----------
+    grid : PsfGrid
+        From `average_psfs`.
+    others : sequence of PsfGrid or None
+        Of the inputs taken out, on any nodes.
+    used : (p, ny, nx) int
+        Bit k of plane p: input 31·p + k entered, with those taken out.
+    weights : (n,) float
+    gone : sequence of int
+        The inputs taken out.
+    """
+    if any(one is None for one in others):
+        return None
+    shares = _share_nodes(grid, used, weights)
+    total = np.where(grid.known, shares.sum(axis=0), 0.0)
+    gx, gy = np.meshgrid(grid.x, grid.y)
+    stamps = total[..., None, None] * grid.stamps.astype(np.float64)
+    half = grid.stamp_px // 2
+    for row, other in zip(gone, others, strict=True):
+        theirs = other.evaluate_many(gx.ravel(), gy.ravel())
+        wing = theirs.shape[-1] // 2
+        reach = min(half, wing)
+        inner = np.s_[..., half - reach : half + reach + 1, half - reach : half + reach + 1]
+        cut = np.s_[:, wing - reach : wing + reach + 1, wing - reach : wing + reach + 1]
+        stamps[inner] -= shares[row][..., None, None] * theirs[cut].reshape(*gx.shape, 2 * reach + 1, 2 * reach + 1)
+    left = total - shares[list(gone)].sum(axis=0)
+    sums = stamps.sum(axis=(2, 3))
+    good = (left > 1e-6) & (sums > 0.5 * left) & (stamps[:, :, half, half] > 0)
+    if not good.any():
+        return None
+    stamps[~good] = 0.0
+    stamps[good] /= sums[good][:, None, None]
+    return PsfGrid(grid.x, grid.y, stamps.astype(np.float32))
+
+
+def _share_nodes(grid: PsfGrid, used: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """(n, ny, nx) weight of each input at the nodes: its own times the part of the pixels around that it entered."""
+    shares = np.zeros((len(weights), grid.y.size, grid.x.size))
+    for j, y in enumerate(grid.y):
+        for i, x in enumerate(grid.x):
             box = used[:, _around(y, used.shape[1]), _around(x, used.shape[2])]
-            shares[:, j, i] = [weights[k] * np.mean((box[k // 31] >> (k % 31)) & 1) for k in known]
-    return average_grids([grids[k] for k in known], shares)
+            shares[:, j, i] = [w * np.mean((box[k // 31] >> (k % 31)) & 1) for k, w in enumerate(weights)]
+    return shares
 
 
 def _around(at: float, size: int) -> slice:

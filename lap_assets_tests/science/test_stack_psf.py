@@ -6,7 +6,7 @@ import pytest
 from lap_assets.errors import NoWork
 from lap_assets.science.moffat import MoffatPsf
 from lap_assets.science.psf_grid import PsfGrid, lay_nodes
-from lap_assets.science.stack_psf import average_psfs
+from lap_assets.science.stack_psf import average_psfs, reduce_psf
 
 SHAPE = (400, 600)
 WEIGHTS = np.array([0.5, 0.3, 0.2])
@@ -41,3 +41,14 @@ def test_inputs_without_a_psf_do_not_count():
     assert np.abs(average_psfs(some, used, WEIGHTS).mean - expected).max() < 1e-5
     with pytest.raises(NoWork, match="no input has a PSF"):
         average_psfs([None] * 3, used, WEIGHTS)
+
+
+def test_without_an_input_the_psf_is_that_of_the_others():
+    """AP-06: also where that input covers half of a node's surroundings."""
+    grids, used = make_grids(), np.full((1, *SHAPE), 7, np.uint8)
+    used[0, :, :310] = 3
+    left = reduce_psf(average_psfs(grids, used, WEIGHTS), [grids[2]], used, WEIGHTS, [2])
+    wing = (grids[2].stamp_px - grids[1].stamp_px) // 2
+    expected = np.pad(mix(grids[:2], WEIGHTS[:2]), wing)
+    assert np.abs(left.stamps - expected).max() < 1e-6
+    assert reduce_psf(left, [None], used, WEIGHTS, [2]) is None
