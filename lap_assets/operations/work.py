@@ -307,3 +307,5 @@ def hold_leases(
                 space.ledger.release(lease)
             except Conflict:
                 continue  # taken over after it expired: not ours to release
+            except LapError as error:  # the database is gone or full: the lease expires, and why we end here is told
+                log.warning("%s stays leased for %g s: %s", lease.key, LEASE_SECONDS, error)

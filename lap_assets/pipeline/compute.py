@@ -188,7 +188,8 @@ def describe_loss(error: BaseException) -> str:
     workers = getattr(error, "allowed_failures", None)
     if workers is None:
         return f"the cluster lost it ({type(error).__name__}); it will be tried again"
-    return f"{workers + 1} workers were lost while making it (killed, or out of memory); it will be tried again"
+    many = "a worker was" if workers == 0 else f"{workers + 1} workers were"
+    return f"{many} lost while making it (killed, or out of memory); it will be tried again"
 
 
 def reset_peak_memory() -> None:

@@ -106,11 +106,11 @@ class Crew:
         call, executor = self._running.pop(future)
         try:
             return Answer(call.key, future.result())
-        except BROKEN as error:
-            discard_executor(executor)
-            if call.alone:
-                return Answer(call.key, error=error, lost=describe_loss(error))
-            self._lost.append(replace(call, alone=True))
-            return None
         except Exception as error:  # whatever the worker or the way to it raised: the engine decides what it means
-            return Answer(call.key, error=error, lost=describe_loss(error))
+            if isinstance(error, BROKEN):
+                discard_executor(executor)
+            lost = describe_loss(error)
+            if lost and not call.alone:  # it may only have waited on the worker that another call killed
+                self._lost.append(replace(call, alone=True))
+                return None
+            return Answer(call.key, error=error, lost=lost)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from lap_assets.errors import LapError
 from lap_assets.model.decisions import MAKE, RECREATE, Action
 from lap_assets.model.products import PRODUCTS
 from lap_assets.model.states import BLOCKED, CLEANED, DONE, FAILED
@@ -221,6 +222,14 @@ def test_an_input_that_another_one_is_re_creating_is_waited_for(space):
         with hold_leases(space, "main", "chips", keys(space, "chips"), refused) as fences:
             assert set(fences) == set(keys(space, "chips")) - {first} and list(refused) == [first]
     assert [report.state for report in recreate(space, "warps", pair)] == [DONE]
+
+
+def test_a_ledger_that_is_gone_does_not_hide_why_the_work_ended(space, caplog):
+    """A full disk takes the ledger first: what broke is told, and that the lease has to expire."""
+    with pytest.raises(LapError, match="no space left"), hold_leases(space, "main", "chips", keys(space, "chips")[:1]):
+        (space.root / "ledger.db").unlink()
+        raise LapError("no space left")
+    assert [one.getMessage() for one in caplog.records if "stays leased for 60 s: ledger" in one.getMessage()]
 
 
 def recreate_and_die(root: Path, after: int) -> None:
