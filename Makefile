@@ -15,12 +15,12 @@ ui: $(VENV)/.installed
 	$(BIN)/lap --repo $(DEMO)/survey ui
 
 test: $(VENV)/.installed-test
-	$(BIN)/python -m pytest -n 2 --dist loadgroup $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder $(PYTEST_ARGS)
 
 # what every edit should pass: style, the house, and the tests that take moments
 check: $(VENV)/.installed-test
 	$(BIN)/ruff check lap_assets lap_assets_tests
-	$(BIN)/python -m pytest -n 2 --dist loadgroup -q -m "not slow and not survey and not ui" $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder -q -m "not slow and not survey and not ui" $(PYTEST_ARGS)
 
 # make bench ONLY=spine.demo
 bench: $(VENV)/.installed-test

@@ -15,6 +15,7 @@ from lap_assets.pipeline.compute import configure_process
 
 configure_process()
 
+LONGEST = ("ui", "survey", "slow")  # markers of groups that take minutes, in the order in which they should begin
 SHARED = Path(__file__).parents[2] / "shared"
 
 
@@ -30,10 +31,23 @@ def require_tool(*names: str) -> str:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests of one module run in one worker, so that what a module makes once is made once."""
+    """Tests of one module run in one worker, so that what a module makes once is made once; the longest groups first.
+
+    Otherwise the browser's quarter of an hour begins when the other worker has nothing left to do.
+    """
+    groups: dict[str, list[pytest.Item]] = {}
     for item in items:
-        if item.get_closest_marker("xdist_group") is None:
-            item.add_marker(pytest.mark.xdist_group(item.module.__name__))
+        mark = item.get_closest_marker("xdist_group")
+        name = mark.args[0] if mark else item.module.__name__
+        if mark is None:
+            item.add_marker(pytest.mark.xdist_group(name))
+        groups.setdefault(name, []).append(item)
+
+    def rank(group: list[pytest.Item]) -> tuple[int, int]:
+        marks = {mark.name for item in group for mark in item.iter_markers()}
+        return next((place for place, name in enumerate(LONGEST) if name in marks), len(LONGEST)), -len(group)
+
+    items[:] = [item for group in sorted(groups.values(), key=rank) for item in group]
 
 
 @pytest.fixture(scope="session")
