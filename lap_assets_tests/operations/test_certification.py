@@ -34,7 +34,7 @@ from lap_assets.operations.work import work_partitions
 from lap_assets.operations.workspace import Workspace
 from lap_assets_tests.defs.surveys import ingest_small, simulate_small
 
-pytestmark = [pytest.mark.xdist_group("operations")]
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("operations")]
 SPOILED_ADU = 40
 
 
