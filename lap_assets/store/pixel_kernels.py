@@ -79,6 +79,7 @@ def turn_pairs(pixels, first):
 
 @njit(cache=True, nogil=True)
 def copy_turned(source, target):
+    """Copy pixels of two or four bytes to another array, each one's bytes reversed."""
     if source.itemsize == 2:
         for i in range(source.size):
             target[i] = _turn_pair(source[i])
