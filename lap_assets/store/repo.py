@@ -472,8 +472,8 @@ def recreate_command(data_id: DataId) -> str:
 
 
 def _explain_cleaned(manifest: Manifest) -> Cleaned:
-    one = manifest.data_id
-    return Cleaned(f"{one} was cleaned ({manifest.reason}); re-create it with: lap recreate '{one}'")
+    data_id = manifest.data_id
+    return Cleaned(f"{data_id} was cleaned ({manifest.reason}); re-create it with: lap recreate '{data_id}'")
 
 
 def _match_keys(wanted: Mapping[str, str], keys: Mapping[str, str]) -> bool:
