@@ -35,6 +35,7 @@ def run(
     if context.invoked_subcommand is not None:
         return
     from lap_assets.operations import controls, drive
+    from lap_assets.pipeline.compute import prepare_executor
 
     if lap_ids and (select or to or tessellation or retry or what):
         raise BadInput("--lap-id goes with -j and -c only: a run is carried out as it was defined")
@@ -46,6 +47,7 @@ def run(
 
         print(show_plan(space, collection, select or [], to, tessellation))
         return
+    prepare_executor(space.settings.compute)
     note = note_once()
     with show_progress() as (tell, begin):
         if lap_ids:

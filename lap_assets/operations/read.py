@@ -203,7 +203,8 @@ def describe_unit(space: Workspace, data_id: DataId) -> list[str]:
     lines = [f"{data_id}: {manifest.state} {manifest.reason}".rstrip()]
     lines += [f"  {name} = {value}" for name, value in sorted(manifest.metrics.items())]
     lines += [
-        f"  {record.name}: {record.bytes} bytes, sha256 {record.sha256[:12]}" for record in manifest.members.values()
+        f"  {record.name}: {record.bytes} bytes, parts_sha256 {record.parts_sha256[:12]}"
+        for record in manifest.members.values()
     ]
     inputs = Counter(pin.data_id.product for pin in manifest.inputs)
     lines += [f"  made from {count} {name}" for name, count in inputs.items()]

@@ -5,9 +5,11 @@ loaded already; `dask` has its own module, `cluster.py`. Results never depend on
 everywhere, serial included, so that sums have one order. What a unit of a stage takes, and how many fit, is told here.
 """
 
+import ctypes
 import hashlib
 import logging
 import multiprocessing
+import multiprocessing.forkserver
 import os
 from concurrent.futures import CancelledError, Executor, Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -26,6 +28,8 @@ THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"
 BROKEN = (BrokenProcessPool, CancelledError)  # what an executor raises that is of no use any more
 LIMIT_FILES = ("memory.max", "memory.limit_in_bytes")  # of control groups, version 2 and 1
 PRELOAD = ["lap_assets.pipeline.preload"]
+# of glibc's mallopt: one arena for all threads, no mapping of its own for a large array, nothing given back below 2 GiB
+KEEP_FREED = ((-8, 1), (-4, 0), (-1, 2**31 - 1))
 
 
 class SerialExecutor(Executor):
@@ -41,10 +45,11 @@ class SerialExecutor(Executor):
 
 
 _pools: dict[int, ProcessPoolExecutor] = {}
+_made = {"product": ""}  # whose unit was the last in this process
 
 
 def configure_process() -> None:
-    """One BLAS thread, and a numba cache that an edit of any science module invalidates as a whole.
+    """One BLAS thread, memory that is kept, and a numba cache that an edit of any kernel invalidates as a whole.
 
     Called before numpy's heavy users are imported wherever a process starts (the command line, a Dagster run); workers
     inherit the environment. Numba does not see an edited callee in another module (measured: stale results).
@@ -53,7 +58,19 @@ def configure_process() -> None:
         os.environ.setdefault(name, "1")
     os.environ.setdefault("NUMBA_CACHE_DIR", str(numba_cache_dir()))
     threadpool_limits(1)
+    _keep_freed_memory()
     logging.raiseExceptions = False  # a log that cannot be written (disk full) must not bury the work's own error
+
+
+def _keep_freed_memory() -> None:
+    """Have arrays made of memory that others left, not of pages that the system clears for each (glibc only).
+
+    Measured for a warp of eight chips: 0.25 s of the system's time instead of 0.4 to 1.2 s, at the same peak.
+    """
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "mallopt"):
+        for option, value in KEEP_FREED:
+            libc.mallopt(option, value)
 
 
 def numba_cache_dir() -> Path:
@@ -152,10 +169,20 @@ def get_executor(settings: ComputeSettings, product: str = "", root: Path | None
         return _load_cluster().open_executor(settings, find_needs(settings, product), root)
     workers = count_workers(settings)
     if workers not in _pools:
+        prepare_executor(settings)
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(PRELOAD)
         _pools[workers] = ProcessPoolExecutor(workers, mp_context=context, initializer=configure_process)
     return _pools[workers]
+
+
+def prepare_executor(settings: ComputeSettings) -> None:
+    """Have the server that workers are forked from load its modules (seconds) while this process loads its own.
+
+    Called after `configure_process`, once it is clear that units will be made.
+    """
+    if settings.executor == "processes":
+        multiprocessing.set_forkserver_preload(PRELOAD)
+        multiprocessing.forkserver.ensure_running()
 
 
 def _load_cluster():
@@ -173,7 +200,11 @@ def discard_executor(executor: Executor) -> None:
     for workers, pool in list(_pools.items()):
         if pool is executor:
             del _pools[workers]
+            # a worker that was being started while the pool broke is not told to end (CPython 3.11), but waited for
+            begun = list((pool._processes or {}).values())
             pool.shutdown(wait=False, cancel_futures=True)
+            for process in begun:
+                process.kill()
     if isinstance(executor, SerialExecutor | ProcessPoolExecutor):
         return
     _load_cluster().discard(executor)
@@ -192,8 +223,15 @@ def describe_loss(error: BaseException) -> str:
     return f"{many} lost while making it (killed, or out of memory); it will be tried again"
 
 
-def reset_peak_memory() -> None:
-    """Let the peak of a worker's memory begin anew, where Linux allows it; that of a main process is everybody's."""
+def reset_peak_memory(product: str = "") -> None:
+    """Let the peak of a worker's memory begin anew, where Linux allows it; that of a main process is everybody's.
+
+    What units of another product left (`_keep_freed_memory`) is given back before; so is all where none is named.
+    """
+    libc = ctypes.CDLL(None)
+    if (not product or product != _made["product"]) and hasattr(libc, "malloc_trim"):
+        libc.malloc_trim(0)
+    _made["product"] = product
     if multiprocessing.parent_process() is None:
         return
     try:

@@ -280,7 +280,7 @@ def combine_states(states: Sequence[str]) -> str:
 def make_unit(product: str, job: Job, root: Any, fence: int, run_id: str) -> UnitReport:
     """Make and publish one unit; runs in a worker. Never raises for what can be reported as a state."""
     started = time.perf_counter()
-    reset_peak_memory()
+    reset_peak_memory(product)
     repo = Repo(root)
     make = _make_again if isinstance(job, Recreation) else _make_and_publish
     try:

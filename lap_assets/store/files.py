@@ -30,11 +30,24 @@ _PNG = b"\x89PNG\r\n\x1a\n"
 
 @dataclass(frozen=True)
 class MemberRecord:
-    """What a manifest says of one member: `sha256` of the file, `content_sha256` of what it decodes to."""
+    """What a manifest says of one member.
+
+    Attributes
+    ----------
+    name : str
+    bytes : int
+        Size of the file.
+    parts_sha256 : str
+        Over every byte of the file. Of a FITS file it is the SHA-256 over the SHA-256 of each of its parts (header,
+        data and padding of each HDU), which is not what `sha256sum` tells: so pixels are hashed once, for this and
+        for the content. Of any other file, it is its SHA-256.
+    content_sha256 : str
+        Over what it decodes to.
+    """
 
     name: str
     bytes: int
-    sha256: str
+    parts_sha256: str
     content_sha256: str
 
 
@@ -134,11 +147,7 @@ def compress_members(ready: Iterable[tuple[str, Any]]) -> Iterator[tuple[str, An
 def write_member(path: Path, value: Any, provenance: Mapping[str, str]) -> MemberRecord:
     """Write what `check_members` returned to a new file, fsynced, and hashed while it is written."""
     if isinstance(value, dict):
-        # the two hashes cost more than all else: each is taken in a thread of its own while this one writes
-        with ThreadPoolExecutor(2) as pool:
-            content = pool.submit(fits_format.hash_hdus, value)
-            written = _write_hashed(path, fits_format.encode_hdus(value, provenance), pool)
-            return MemberRecord(path.name, *written, content.result())
+        return _write_planes(path, value, provenance)
     if isinstance(value, pd.DataFrame):
         data, content = table_format.encode_table(value)
         return MemberRecord(path.name, *_write_file(path, data), content)
@@ -153,25 +162,43 @@ def _write_file(path: Path, data: bytes) -> tuple[int, str]:
     return len(data), hashlib.sha256(data).hexdigest()
 
 
-def _write_hashed(path: Path, pieces: Iterable[bytes | memoryview], pool: Executor) -> tuple[int, str]:
-    """Write pieces of which each is valid until the second one after it is asked for; returns size and SHA-256.
+def _write_planes(path: Path, hdus: Mapping[str, Any], provenance: Mapping[str, str]) -> MemberRecord:
+    """Write a FITS member, every byte hashed once."""
+    # hashing costs more than all else: it is done in a thread of its own while this one writes
+    with ThreadPoolExecutor(1) as pool, path.open("xb", buffering=0) as stream:
+        writer = _HashingWriter(stream, pool)
+        parts = [writer.write(pieces) for pieces in fits_format.encode_hdus(hdus, provenance)]
+        os.fsync(stream.fileno())
+    return MemberRecord(path.name, writer.size, *fits_format.hash_written(hdus, parts))
+
+
+class _HashingWriter:
+    """Writes the parts of a file one after the other, each hashed by itself.
 
     The kernel is told to begin with each stretch at once: at the end, fsync then waits for the last one only.
     """
-    digest, size, begun = hashlib.sha256(), 0, 0
-    hashed: Future[None] = pool.submit(digest.update, b"")
-    with path.open("xb", buffering=0) as stream:
+
+    def __init__(self, stream: BinaryIO, pool: Executor) -> None:
+        self.size = 0
+        self._stream, self._pool, self._begun = stream, pool, 0
+
+    def write(self, pieces: Iterable[bytes | memoryview]) -> bytes:
+        """Write pieces of which each is valid until the second one after it is asked for; returns their SHA-256."""
+        digest = hashlib.sha256()
+        hashed: Future[None] | None = None
         for piece in pieces:
-            hashed.result()  # one at a time, in order
-            hashed = pool.submit(digest.update, piece)
-            _write_all(stream, piece)
-            size += len(piece)
-            if size - begun >= _STRETCH:
-                os.posix_fadvise(stream.fileno(), begun, size - begun, os.POSIX_FADV_DONTNEED)
-                begun = size
-        hashed.result()
-        os.fsync(stream.fileno())
-    return size, digest.hexdigest()
+            if hashed is not None:
+                hashed.result()  # one at a time, in order
+            hashed = self._pool.submit(digest.update, piece)
+            _write_all(self._stream, piece)
+            self.size += len(piece)
+            if self.size - self._begun >= _STRETCH:
+                stretch = self._begun, self.size - self._begun
+                os.posix_fadvise(self._stream.fileno(), *stretch, os.POSIX_FADV_DONTNEED)
+                self._begun = self.size
+        if hashed is not None:
+            hashed.result()
+        return digest.digest()
 
 
 def _write_all(stream: BinaryIO, piece: bytes | memoryview) -> None:
@@ -208,13 +235,31 @@ def hash_file(stream: BinaryIO) -> str:
     return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
+def hash_member(stream: BinaryIO, name: str) -> tuple[str, dict[str, bytes]]:
+    """`parts_sha256` of an open member, from its beginning, and of a FITS file the SHA-256 of the data of each HDU.
+
+    Raises `MalformedFile` where a header of a FITS file cannot be read.
+    """
+    if not name.endswith(".fits"):
+        return hash_file(stream), {}
+    stream.seek(0)
+    return fits_format.hash_parts(stream)
+
+
+def check_hash(stream: BinaryIO, record: MemberRecord) -> dict[str, bytes]:
+    """Raise `MalformedFile` if the size or any byte of an open member differs; returns data as of `hash_member`."""
+    check_size(stream, record)
+    digest, data = hash_member(stream, record.name)
+    if digest != record.parts_sha256:
+        raise MalformedFile("the bytes differ from the parts_sha256 in the manifest")
+    return data
+
+
 def verify_member(stream: BinaryIO, record: MemberRecord, member: Member | None) -> None:
     """Read an open member to the last byte; raises `MalformedFile` unless size, hash, structure and content agree."""
-    check_size(stream, record)
-    if hash_file(stream) != record.sha256:
-        raise MalformedFile("the bytes differ from the sha256 in the manifest")
+    data = check_hash(stream, record)
     stream.seek(0)
-    if decode_content(stream, record.name, member) != record.content_sha256:
+    if decode_content(stream, record.name, member, data) != record.content_sha256:
         raise MalformedFile("the decoded content differs from the content_sha256 in the manifest")
 
 
@@ -224,19 +269,22 @@ def describe_folder(folder: Path, product: Product) -> dict[str, MemberRecord]:
     records = {}
     for path in sorted(folder.iterdir()):
         with open_member(path) as stream:
-            digest, size = hash_file(stream), os.fstat(stream.fileno()).st_size
+            digest, data = hash_member(stream, path.name)
+            size = os.fstat(stream.fileno()).st_size
             stream.seek(0)
-            records[path.name] = MemberRecord(
-                path.name, size, digest, decode_content(stream, path.name, known.get(path.name))
-            )
+            content = decode_content(stream, path.name, known.get(path.name), data)
+            records[path.name] = MemberRecord(path.name, size, digest, content)
     return records
 
 
-def decode_content(stream: BinaryIO, name: str, member: Member | None) -> str:
-    """Content hash of an open member, from what it decodes to; checks the structure on the way."""
+def decode_content(stream: BinaryIO, name: str, member: Member | None, hashed: Mapping[str, bytes]) -> str:
+    """Content hash of an open member, from what it decodes to; checks the structure on the way.
+
+    `hashed` is what `hash_member` told of it.
+    """
     kind = Path(name).suffix
     if kind == ".fits":
-        arrays, content = fits_format.hash_decoded(stream)
+        arrays, content = fits_format.hash_decoded(stream, hashed)
         if member:
             not_finite = {name: measure_plane(array)[1] for name, array in arrays.items()}
             _as_malformed(check_structure, member, arrays, not_finite)

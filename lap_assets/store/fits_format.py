@@ -7,9 +7,10 @@ them). Planes are written as they are, or as compressed images (`fits_tiles.py`)
 
 import hashlib
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, BinaryIO
+from functools import partial
+from typing import BinaryIO
 
 import numpy as np
 from astropy.io import fits
@@ -32,13 +33,14 @@ from lap_assets.store.fits_headers import (
     strip_header,
 )
 from lap_assets.store.fits_tiles import TiledHdu
-from lap_assets.store.plane_passes import measure_plane, sum_pixels, swap_bytes
+from lap_assets.store.plane_passes import copy_turned, measure_plane, turn_and_sum
 
 __all__ = ["BLOCK", "MalformedFile", "select_wcs_cards"]
 
 Plane = tuple[np.ndarray, fits.Header]
 
-PIECE = 1 << 20  # bytes turned round at a time: stays in the processor's cache
+PIECE = 1 << 18  # bytes read and turned round at a time: stays in the processor's cache
+_WRITTEN = 1 << 20  # bytes turned round at a time on the way out, where a thread is asked to hash each
 N_BUFFERS = 2  # pieces that are valid at a time
 
 
@@ -67,22 +69,19 @@ class ImageHdu:
     def size(self) -> int:
         return self.array.nbytes
 
-    @property
-    def digest(self) -> bytes:
-        """Digest of the plane: name, type, shape, the cards that say what it is, little-endian pixels."""
-        digest = start_digest(self.name, self.array.dtype, self.array.shape, self.header)
-        digest.update(np.ascontiguousarray(self.array, dtype=self.array.dtype.newbyteorder("<")))
-        return digest.digest()
+    def make_digest(self, data: bytes) -> bytes:
+        """Digest of the plane, from the SHA-256 of its bytes in the file."""
+        return digest_plane(self.name, self.array.dtype, self.array.shape, self.header, data)
 
     def make_pieces(self) -> Iterator[memoryview]:
         """The big-endian bytes; the last `N_BUFFERS` pieces are valid."""
         flat = self.array.reshape(-1)
-        step = PIECE // flat.itemsize
+        step = _WRITTEN // flat.itemsize
         buffers = [np.empty(min(flat.size, step), flat.dtype) for _ in range(min(N_BUFFERS, -(-flat.size // step)))]
         for i, start in enumerate(range(0, flat.size, step)):
             piece = flat[start : start + step]
             out = buffers[i % N_BUFFERS][: piece.size]
-            swap_bytes(piece, out)
+            copy_turned(piece, out)
             yield memoryview(out).cast("B")
 
 
@@ -145,8 +144,8 @@ def compress_hdus(hdus: Mapping[str, ImageHdu], variance: np.ndarray | None) -> 
         steps = _choose_steps(hdu, noise) if hdu.array.dtype.kind == "f" else None
         made = None
         if fits_tiles.can_compress(hdu.array, steps):
-            digest = start_digest(name, hdu.array.dtype, hdu.array.shape, hdu.header)
-            made = fits_tiles.compress_plane(name, hdu.array, hdu.header, digest, steps)
+            seal = partial(digest_plane, name, hdu.array.dtype, hdu.array.shape, hdu.header)
+            made = fits_tiles.compress_plane(name, hdu.array, hdu.header, seal, steps)
         compressed[name] = made or hdu
     return compressed
 
@@ -159,8 +158,12 @@ def _choose_steps(hdu: ImageHdu, noise: np.ndarray | None) -> np.ndarray | None:
     return choose(noise)
 
 
-def encode_hdus(hdus: Mapping[str, ImageHdu | TiledHdu], provenance: Mapping[str, str]) -> Iterator[bytes | memoryview]:
-    """Yield the bytes of the file piece by piece; the last `N_BUFFERS` of them are valid.
+def encode_hdus(
+    hdus: Mapping[str, ImageHdu | TiledHdu], provenance: Mapping[str, str]
+) -> Iterator[Iterable[bytes | memoryview]]:
+    """Yield the parts of the file in order: the header of the primary HDU; header, data and padding of each plane.
+
+    Each comes piece by piece; the last `N_BUFFERS` pieces are valid.
 
     Parameters
     ----------
@@ -169,25 +172,33 @@ def encode_hdus(hdus: Mapping[str, ImageHdu | TiledHdu], provenance: Mapping[str
         Cards of the primary HDU; no part of the content hash.
     """
     primary = fits.Header([("SIMPLE", True), ("BITPIX", 8), ("NAXIS", 0), ("EXTEND", True), *provenance.items()])
-    yield encode_header(primary, 0)
+    yield [encode_header(primary, 0)]
     for hdu in hdus.values():
-        yield encode_header(hdu.header.copy(), hdu.datasum)
-        yield from hdu.make_pieces()
-        yield bytes(-hdu.size % BLOCK)
+        yield [encode_header(hdu.header.copy(), hdu.datasum)]
+        yield hdu.make_pieces()
+        yield [bytes(-hdu.size % BLOCK)]
 
 
-def hash_hdus(hdus: Mapping[str, ImageHdu | TiledHdu]) -> str:
-    """Content hash of a FITS member from what is to be written: equal to that of what will be read."""
-    return _combine_digests([hdu.digest for hdu in hdus.values()])
+def hash_written(hdus: Mapping[str, ImageHdu | TiledHdu], parts: Sequence[bytes]) -> tuple[str, str]:
+    """Hash of a file's bytes (`hash_parts`) and of its content (`hash_decoded`).
+
+    `parts` holds the SHA-256 of each part, in the order of `encode_hdus`.
+    """
+    planes = [hdu.make_digest(data) for hdu, data in zip(hdus.values(), parts[2::3], strict=True)]
+    return _combine_digests(parts), _combine_digests(planes)
 
 
-def start_digest(name: str, dtype: np.dtype, shape: tuple[int, ...], header: fits.Header | str) -> Any:
-    """Digest of a plane that has yet to be given the little-endian pixels; `header` as such or as its text."""
+def digest_plane(name: str, dtype: np.dtype, shape: tuple[int, ...], header: fits.Header | str, pixels: bytes) -> bytes:
+    """Digest of a plane: name, type, shape, the cards that say what it is, and the SHA-256 of its big-endian pixels.
+
+    These are the bytes of a plane that is written as it is: they are hashed once, for its content and for the file.
+    """
     text = header if isinstance(header, str) else header.tostring(endcard=False, padding=False)
-    return hashlib.sha256(f"{name} {dtype.str[1:]} {shape}\n{select_content(text)}\n".encode("ascii"))
+    facts = f"{name} {dtype.str[1:]} {shape}\n{select_content(text)}\n"
+    return hashlib.sha256(facts.encode("ascii") + pixels).digest()
 
 
-def _combine_digests(digests: list[bytes]) -> str:
+def _combine_digests(digests: Iterable[bytes]) -> str:
     return hashlib.sha256(b"".join(digests)).hexdigest()
 
 
@@ -206,10 +217,10 @@ def decode_planes(
     """
     planes: dict[str, Plane] = {}
     seen = set()
-    for name, header, _, array in _read_hdus(stream, names):
-        seen.add(name)
+    for found, array in _read_hdus(stream, names):
+        seen.add(found.name)
         if array is not None:
-            planes[name] = (array, strip_header(header))
+            planes[found.name] = (array, strip_header(found.header))
     missing = [name for name in (*(names or ()), *needed) if name not in seen]
     if missing:
         raise MalformedFile(f"no HDU {', '.join(missing)}")
@@ -218,21 +229,54 @@ def decode_planes(
 
 def decode_first_header(stream: BinaryIO) -> fits.Header:
     """Header of the first image plane, without reading any pixels."""
-    for name, header, _, _ in _read_hdus(stream, ()):
-        if name:
-            return strip_header(header)
+    for found in find_planes(stream):
+        if found.name:
+            return strip_header(found.header)
     raise MalformedFile("there is no image HDU")
 
 
-def hash_decoded(stream: BinaryIO) -> tuple[dict[str, np.ndarray], str]:
-    """All planes of a file and the content hash of the file, computed from what was read."""
+def hash_parts(stream: BinaryIO) -> tuple[str, dict[str, bytes]]:
+    """Hash the bytes of a file, nothing decoded; raises `MalformedFile` where a header tells no end of its data.
+
+    Returns
+    -------
+    parts_sha256 : str
+        SHA-256 over the SHA-256 of each part, as `encode_hdus` yields them: another one if any byte is.
+    data : dict of HDU name to bytes
+        The SHA-256 of its data.
+    """
+    parts, data = [], {}
+    for found in find_planes(stream):
+        parts.append(hashlib.sha256(found.text.encode("ascii")).digest())
+        if found.name:
+            _check_remaining(stream, found)
+            data[found.name] = _hash_bytes(stream, found.size)
+            parts += [data[found.name], hashlib.sha256(stream.read(-found.size % BLOCK)).digest()]
+    return _combine_digests(parts), data
+
+
+def _hash_bytes(stream: BinaryIO, size: int) -> bytes:
+    digest, buffer = hashlib.sha256(), memoryview(bytearray(min(size, PIECE)))
+    while size > 0 and (count := stream.readinto(buffer[:size])):
+        digest.update(buffer[:count])
+        size -= count
+    return digest.digest()
+
+
+def hash_decoded(stream: BinaryIO, data: Mapping[str, bytes]) -> tuple[dict[str, np.ndarray], str]:
+    """All planes of a file, each verified by its checksums, and the content hash of the file.
+
+    Parameters
+    ----------
+    data : mapping of HDU name to bytes
+        As of `hash_parts`. Pixels that are compressed in the file are hashed here.
+    """
     arrays, digests = {}, []
-    for name, _, text, array in _read_hdus(stream, None):
+    for found, array in _read_hdus(stream, None):
         if array is not None:
-            arrays[name] = array
-            digest = start_digest(name, array.dtype, array.shape, text)
-            digest.update(np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<")))
-            digests.append(digest.digest())
+            arrays[found.name] = array
+            pixels = fits_tiles.hash_pixels(array) if found.tiling else data[found.name]
+            digests.append(digest_plane(found.name, found.dtype, found.shape, found.text, pixels))
     return arrays, _combine_digests(digests)
 
 
@@ -289,16 +333,14 @@ class PlaneInFile:
     tiling: fits_tiles.Tiling | None
 
 
-def _read_hdus(
-    stream: BinaryIO, names: tuple[str, ...] | None
-) -> Iterator[tuple[str, fits.Header, str, np.ndarray | None]]:
-    """Yield (name, header, header text, array) of each HDU; the array is None for the primary and unwanted ones."""
+def _read_hdus(stream: BinaryIO, names: tuple[str, ...] | None) -> Iterator[tuple["PlaneInFile", np.ndarray | None]]:
+    """Yield each HDU and its array, which is None for the primary and unwanted ones."""
     for found in find_planes(stream):
         array = None
         if found.shape and (names is None or found.name in names):
             _check_remaining(stream, found)
             array = _read_array(stream, found) if found.tiling is None else _read_tiled(stream, found, found.tiling)
-        yield found.name, found.header, found.text, array
+        yield found, array
 
 
 def _read_array(stream: BinaryIO, found: PlaneInFile) -> np.ndarray:
@@ -308,8 +350,7 @@ def _read_array(stream: BinaryIO, found: PlaneInFile) -> np.ndarray:
     for first in range(0, array.size, step):
         piece = array[first : first + step]
         _read_exactly(stream, memoryview(piece).cast("B"), found.name)
-        swap_bytes(piece, piece)
-        total += sum_pixels(piece, first)
+        total += turn_and_sum(piece, first)
     _read_padding(stream, found)
     if fold_sum(total) != found.datasum:
         raise MalformedFile(f"HDU {found.name}: the data differ from DATASUM")

@@ -125,7 +125,10 @@ def read_header(stream: BinaryIO, block: bytes) -> tuple[str, int]:
     # the sum over the whole HDU is all ones; that of the data stands in DATASUM
     if match is None or fold_sum(_sum_bytes(data) + int(match[1])) != 0xFFFFFFFF:
         raise MalformedFile("a header differs from its CHECKSUM")
-    return data.decode("ascii", errors="replace"), int(match[1])
+    try:
+        return data.decode("ascii"), int(match[1])
+    except UnicodeDecodeError:
+        raise MalformedFile("a header holds bytes that are not ASCII") from None
 
 
 def parse_header(text: str) -> fits.Header:

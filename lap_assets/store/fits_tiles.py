@@ -7,7 +7,7 @@ Compressed images of others are `pipeline/frame_rows.py`'s.
 """
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,7 +41,7 @@ class TiledHdu:
         Table and compressed rows.
     datasum : int
     digest : bytes
-        Digest of the decoded plane (`fits_format.start_digest`).
+        Digest of the decoded plane (`fits_format.digest_plane`).
     """
 
     header: fits.Header
@@ -52,6 +52,10 @@ class TiledHdu:
     @property
     def size(self) -> int:
         return self.data.size
+
+    def make_digest(self, data: bytes) -> bytes:
+        """Digest of the plane, whatever the SHA-256 of its bytes in the file."""
+        return self.digest
 
     def make_pieces(self) -> Iterator[memoryview]:
         """The bytes of the data."""
@@ -76,7 +80,7 @@ def can_compress(array: np.ndarray, steps: np.ndarray | None) -> bool:
 
 
 def compress_plane(
-    name: str, array: np.ndarray, header: fits.Header, digest: Any, steps: np.ndarray | None
+    name: str, array: np.ndarray, header: fits.Header, seal: Callable[[bytes], bytes], steps: np.ndarray | None
 ) -> TiledHdu | None:
     """Compress a plane that `can_compress` allows.
 
@@ -84,8 +88,8 @@ def compress_plane(
     ----------
     header : fits.Header
         Content cards.
-    digest : hashlib object
-        Is given the decoded pixels.
+    seal : callable
+        Makes the digest of the plane of the SHA-256 of the decoded pixels.
     steps : (ny,) float64, optional
         Of floats; see `quantisation.py`.
 
@@ -94,7 +98,7 @@ def compress_plane(
     TiledHdu or None
         None: the plane has to stay as it is, since its values are too far apart for the steps.
     """
-    seed, pieces = choose_seed(name, header), []
+    seed, pieces, digest = choose_seed(name, header), [], hashlib.sha256()
     table = np.zeros(len(array), _PLAIN if steps is None else _SCALED)
     for first in range(0, len(array), _BAND):
         here = slice(first, first + _BAND)
@@ -105,9 +109,9 @@ def compress_plane(
                 return None
             rows, zeros = found
             table["scale"][here], table["zero"][here] = steps[here], zeros
-            digest.update(_as_little_endian(restore_rows(rows, steps[here], zeros, first, seed)))
+            digest.update(_as_big_endian(restore_rows(rows, steps[here], zeros, first, seed)))
         else:
-            digest.update(_as_little_endian(rows))
+            digest.update(_as_big_endian(rows))
         data, table["size"][here] = rice.encode_rows(rows)
         pieces.append(data.copy())
     starts = np.concatenate([[0], np.cumsum(table["size"], dtype=np.int64)])
@@ -117,7 +121,7 @@ def compress_plane(
     whole = np.concatenate([table.view(np.uint8), *pieces])
     made = _make_table_header(name, array, header, table, seed)
     made["PCOUNT"] = int(starts[-1])
-    return TiledHdu(made, whole, _sum_data(whole), digest.digest())
+    return TiledHdu(made, whole, _sum_data(whole), seal(digest.digest()))
 
 
 def choose_seed(name: str, header: fits.Header) -> int:
@@ -126,8 +130,16 @@ def choose_seed(name: str, header: fits.Header) -> int:
     return 1 + int.from_bytes(hashlib.sha256(text.encode("ascii")).digest()[:8]) % 10_000
 
 
-def _as_little_endian(rows: np.ndarray) -> np.ndarray:
-    return np.ascontiguousarray(rows, dtype=rows.dtype.newbyteorder("<"))
+def _as_big_endian(rows: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(rows, dtype=rows.dtype.newbyteorder(">"))
+
+
+def hash_pixels(plane: np.ndarray) -> bytes:
+    """SHA-256 of the pixels of a decoded plane, as big-endian numbers."""
+    digest = hashlib.sha256()
+    for first in range(0, len(plane), _BAND):
+        digest.update(_as_big_endian(plane[first : first + _BAND]))
+    return digest.digest()
 
 
 def _sum_data(data: np.ndarray) -> int:

@@ -17,9 +17,13 @@ from lap_assets.store.fits_format import MalformedFile
 from lap_assets.store.layout import is_content_name
 from lap_assets.store.table_format import decode_json, encode_json
 
-FORMAT = 1
+FORMAT = 2
 SEAL = "manifest_sha256"
 _SEALED = re.compile(rb'(\n "' + SEAL.encode() + rb'": ")([0-9a-f]{64})(",?\n)')
+
+
+class OtherFormat(MalformedFile):
+    """A sound manifest of another version of this package: nothing is damaged, and nothing can be said of the unit."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +100,7 @@ def encode_manifest(manifest: Manifest) -> bytes:
             "directory": manifest.directory,
             "content_sha256": manifest.content_sha256,
             "members": {
-                name: {"bytes": r.bytes, "sha256": r.sha256, "content_sha256": r.content_sha256}
+                name: {"bytes": r.bytes, "parts_sha256": r.parts_sha256, "content_sha256": r.content_sha256}
                 for name, r in manifest.members.items()
             },
             "inputs": [[str(pin.data_id), pin.content] for pin in manifest.inputs],
@@ -126,14 +130,19 @@ def _is_sealed(data: bytes) -> bool:
 
 
 def decode_manifest(data: bytes, expected: DataId) -> Manifest:
-    """Read a manifest; raises `MalformedFile` unless it is complete, of a known format and that of `expected`."""
+    """Read a manifest; raises `MalformedFile` unless it is complete and that of `expected`, `OtherFormat` for one of
+    another version.
+    """
     if not _is_sealed(data):
         raise MalformedFile("the manifest differs from its own sha256")
     document = decode_json(data)
     del document[SEAL]
     try:
-        if document.pop("format") != FORMAT:
-            raise MalformedFile(f"not a manifest of format {FORMAT}")
+        if (number := document.pop("format")) != FORMAT:
+            raise OtherFormat(
+                f"published by another version of lap_assets (manifest format {number}, this one's is {FORMAT}): "
+                "use that version, or remove this folder and run again"
+            )
         manifest = _build_manifest(document)
     except (KeyError, TypeError, ValueError, AttributeError, LapError) as error:
         raise MalformedFile(f"not a manifest: {type(error).__name__} {error}") from None
@@ -170,6 +179,7 @@ def _read_pin(pair: list[str]) -> Pin:
 
 
 def _read_record(name: str, record: dict[str, Any]) -> MemberRecord:
-    if not (isinstance(record["bytes"], int) and isinstance(record["sha256"], str)):
+    if not (isinstance(record["bytes"], int) and isinstance(record["parts_sha256"], str)):
         raise TypeError(f"member {name}")
-    return MemberRecord(check_name(name, "member"), record["bytes"], record["sha256"], str(record["content_sha256"]))
+    hashes = record["parts_sha256"], str(record["content_sha256"])
+    return MemberRecord(check_name(name, "member"), record["bytes"], *hashes)

@@ -50,10 +50,53 @@ def sum_words(pixels, first):
 
 
 @njit(cache=True, nogil=True)
-def swap_pairs(source, target):
-    for i in range(source.size):
-        pair = source[i]
-        target[i] = (pair << np.uint16(8)) | (pair >> np.uint16(8))
+def turn_quads(pixels):
+    """Reverse the bytes of pixels of four, in place (one array: only so is the loop made of vectors); the sum."""
+    total = np.uint64(0)
+    for i in range(pixels.size):
+        pixels[i] = _turn_quad(pixels[i])
+        total += np.uint64(pixels[i])
+    return total
+
+
+@njit(cache=True, nogil=True)
+def turn_pairs(pixels, first):
+    """Reverse the bytes of pixels of two, in place; the sum as of `sum_words`."""
+    high, other, start = np.uint64(0), np.uint64(0), first % 2
+    if start and pixels.size:
+        pixels[0] = _turn_pair(pixels[0])
+        other += np.uint64(pixels[0])
+    for i in range((pixels.size - start) // 2):
+        one, two = _turn_pair(pixels[start + 2 * i]), _turn_pair(pixels[start + 2 * i + 1])
+        pixels[start + 2 * i], pixels[start + 2 * i + 1] = one, two
+        high += np.uint64(one)
+        other += np.uint64(two)
+    if (pixels.size - start) % 2:
+        pixels[pixels.size - 1] = _turn_pair(pixels[pixels.size - 1])
+        high += np.uint64(pixels[pixels.size - 1])
+    return (high << np.uint64(16)) + other
+
+
+@njit(cache=True, nogil=True)
+def copy_turned(source, target):
+    """Copy pixels of two or four bytes to another array, each one's bytes reversed."""
+    if source.itemsize == 2:
+        for i in range(source.size):
+            target[i] = _turn_pair(source[i])
+    else:
+        for i in range(source.size):
+            target[i] = _turn_quad(source[i])
+
+
+@njit(cache=True, nogil=True, inline="always")
+def _turn_pair(bits):
+    return np.uint16((bits << np.uint16(8)) | (bits >> np.uint16(8)))
+
+
+@njit(cache=True, nogil=True, inline="always")
+def _turn_quad(bits):
+    inner = ((bits & np.uint32(0xFF00)) << np.uint32(8)) | ((bits >> np.uint32(8)) & np.uint32(0xFF00))
+    return np.uint32((bits << np.uint32(24)) | inner | (bits >> np.uint32(24)))
 
 
 # ---- Rice coding

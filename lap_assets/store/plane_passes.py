@@ -53,12 +53,29 @@ def sum_pixels(array: np.ndarray, first: int = 0) -> int:
     return int(load_kernels().sum_words(_view_bits(array), first))
 
 
-def swap_bytes(source: np.ndarray, target: np.ndarray) -> None:
-    """Copy flat `source` to `target` of the same type, which may be `source` itself, each pixel's bytes reversed."""
-    if source.itemsize == 2:  # numpy takes four times as long
-        load_kernels().swap_pairs(source.view(np.uint16), target.view(np.uint16))
-    elif target is source:
-        source.byteswap(inplace=True)
+def turn_and_sum(pixels: np.ndarray, first: int = 0) -> int:
+    """Reverse the bytes of each pixel in place, as after reading them; the sum as of `sum_pixels`, in the same pass.
+
+    Parameters
+    ----------
+    pixels : contiguous array in the machine's byte order
+        A stretch that fits into the processor's cache: from memory this takes three times as long.
+    first : int
+        Number of the stretch's first pixel in the plane.
+    """
+    bits = _view_bits(pixels)
+    if bits.itemsize == 4:
+        return int(load_kernels().turn_quads(bits))
+    if bits.itemsize == 2:
+        return int(load_kernels().turn_pairs(bits, first))
+    bits.byteswap(inplace=True)
+    return sum_pixels(bits, first)
+
+
+def copy_turned(source: np.ndarray, target: np.ndarray) -> None:
+    """Copy flat `source` to `target`, another array of the same type, each pixel's bytes reversed."""
+    if source.itemsize in (2, 4):  # numpy takes two to four times as long
+        load_kernels().copy_turned(_view_bits(source), _view_bits(target))
     else:
         np.copyto(target, source.view(source.dtype.newbyteorder()))
 

@@ -20,10 +20,10 @@ from lap_assets.model.products import get_product
 from lap_assets.model.states import DONE, RESULTS
 from lap_assets.store.files import (
     MemberRecord,
+    check_hash,
     check_members,
     combine_members,
     compress_members,
-    hash_file,
     open_member,
     write_member,
 )
@@ -121,9 +121,8 @@ def _holds(final: Path, records: Mapping[str, MemberRecord]) -> bool:
             return False
         for name, record in records.items():
             with open_member(final / name) as stream:
-                if hash_file(stream) != record.sha256:
-                    return False
-    except OSError:
+                check_hash(stream, record)
+    except (OSError, MalformedFile):
         return False
     return True
 

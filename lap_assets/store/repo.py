@@ -35,7 +35,7 @@ from lap_assets.store import (
 from lap_assets.store.expressions import Term, match_choices, matches, parse_expression, resolve_key, resolve_terms
 from lap_assets.store.fits_format import MalformedFile, Plane
 from lap_assets.store.layout import Layout
-from lap_assets.store.manifest import Manifest, decode_manifest
+from lap_assets.store.manifest import Manifest, OtherFormat, decode_manifest
 from lap_assets.store.mosaic import mosaic_images, plan_mosaic
 from lap_assets.store.provenance import sort_pins, take_fingerprint
 from lap_assets.store.rows import RowReader
@@ -96,6 +96,8 @@ class Repo:
                 return decode_manifest(stream.read(), data_id)
         except (FileNotFoundError, NotADirectoryError):
             return None
+        except OtherFormat as error:
+            raise IntegrityError(f"{data_id}: {path}: {error}") from None
         except (MalformedFile, IntegrityError, OSError) as error:
             raise self._integrity_error(data_id, path, error) from None
 
@@ -191,9 +193,7 @@ class Repo:
                 with self._open(path) as stream:
                     if locate:
                         return path
-                    files.check_size(stream, record)
-                    if full and files.hash_file(stream) != record.sha256:
-                        raise MalformedFile("the bytes differ from the sha256 in the manifest")
+                    (files.check_hash if full else files.check_size)(stream, record)
                     stream.seek(0)
                     return action(stream)
             except FileNotFoundError:

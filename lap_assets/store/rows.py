@@ -13,9 +13,9 @@ import numpy as np
 from astropy.io import fits
 
 from lap_assets.errors import IntegrityError
-from lap_assets.store.fits_format import MalformedFile, PlaneInFile, find_planes
+from lap_assets.store.fits_format import PIECE, MalformedFile, find_planes
 from lap_assets.store.fits_headers import fold_sum, strip_header
-from lap_assets.store.plane_passes import sum_pixels, swap_bytes
+from lap_assets.store.plane_passes import sum_pixels, turn_and_sum
 
 
 class RowReader:
@@ -64,42 +64,53 @@ class RowReader:
         self._seen = np.zeros((len(names), self.shape[0]), bool)
         self._totals = [0] * len(names)
 
-    def read(self, first: int, last: int) -> list[np.ndarray]:
+    def read(self, first: int, last: int, out: Sequence[np.ndarray] | None = None) -> list[np.ndarray]:
         """Rows `first` to `last` (exclusive) of each plane, (last - first, nx) in the machine's byte order.
+
+        Parameters
+        ----------
+        out : sequence of array, optional
+            Contiguous arrays of that shape and of the planes' types, in their order, to be filled and returned.
 
         Raises
         ------
         ValueError
-            There are no such rows.
+            There are no such rows, or `out` does not fit them.
         IntegrityError
             The file ends before them.
         """
         if not 0 <= first < last <= self.shape[0]:
             raise ValueError(f"rows {first}:{last} of a plane that has {self.shape[0]}")
-        return [self._read_plane(k, one, first, last) for k, one in enumerate(self._planes)]
+        shape = (last - first, self.shape[1])
+        if out is None:
+            out = [np.empty(shape, one.dtype) for one in self._planes]
+        for rows, one in zip(out, self._planes, strict=True):
+            if rows.shape != shape or rows.dtype != one.dtype or not rows.flags.c_contiguous:
+                raise ValueError(f"rows of {one.name} do not fit into {rows.dtype} of shape {rows.shape}")
+        for k, rows in enumerate(out):
+            self._read_plane(k, rows, first)
+        return list(out)
 
-    def _read_plane(self, k: int, plane: PlaneInFile, first: int, last: int) -> np.ndarray:
-        nx = self.shape[1]
-        rows = np.empty((last - first, nx), plane.dtype)
-        view, place = memoryview(rows).cast("B"), plane.offset + first * nx * plane.dtype.itemsize
-        while view:
-            count = os.preadv(self._file, [view], place)
-            if not count:
-                raise self._explain(f"the file ends within HDU {plane.name}")
-            view, place = view[count:], place + count
-        flat = rows.reshape(-1)
-        swap_bytes(flat, flat)
-        self._add_new(k, rows, first)
-        return rows
+    def _read_plane(self, k: int, rows: np.ndarray, first: int) -> None:
+        """Fill the rows piece by piece: while one is in the processor's cache it is turned round and summed."""
+        plane, nx = self._planes[k], self.shape[1]
+        step = max(PIECE // (nx * plane.dtype.itemsize), 1)
+        for start in range(0, len(rows), step):
+            piece, row = rows[start : start + step], first + start
+            view, place = memoryview(piece).cast("B"), plane.offset + row * nx * plane.dtype.itemsize
+            while view:
+                count = os.preadv(self._file, [view], place)
+                if not count:
+                    raise self._explain(f"the file ends within HDU {plane.name}")
+                view, place = view[count:], place + count
+            self._add_new(k, piece, row, turn_and_sum(piece, row * nx))
 
-    def _add_new(self, k: int, rows: np.ndarray, first: int) -> None:
-        """Add what was not read before to the plane's sum."""
+    def _add_new(self, k: int, rows: np.ndarray, first: int, total: int) -> None:
+        """Add what was not read before to the plane's sum; `total` is that of all the rows."""
         seen = self._seen[k, first : first + len(rows)]
-        if not seen.any():
-            self._totals[k] += sum_pixels(rows, first * self.shape[1])
-        else:
-            for y in np.flatnonzero(~seen):
-                self._totals[k] += sum_pixels(rows[y], (first + int(y)) * self.shape[1])
+        if seen.any():
+            total = sum(sum_pixels(rows[y], (first + int(y)) * self.shape[1]) for y in np.flatnonzero(~seen))
+        self._totals[k] += total
         seen[:] = True
 
     def check(self) -> None:

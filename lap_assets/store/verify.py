@@ -20,7 +20,7 @@ from lap_assets.store.configs import find_configs, read_config
 from lap_assets.store.files import check_size, open_member, verify_member
 from lap_assets.store.fits_format import MalformedFile
 from lap_assets.store.layout import MANIFEST, Layout, find_content_dirs, is_temporary
-from lap_assets.store.manifest import Manifest, decode_manifest
+from lap_assets.store.manifest import Manifest, OtherFormat, decode_manifest
 from lap_assets.store.publish import check_inside, create_folders, sync_folder, write_synced
 from lap_assets.store.repo import Repo
 from lap_assets.store.table_format import encode_json
@@ -45,7 +45,8 @@ class FsckReport:
     removed : list of Path
         Temporary files and folders of writers that are gone.
     damaged : list of str
-        What is broken but no unit (reference catalogues, kept settings, the journal), one line each with what to do.
+        What cannot be set aside, one line each with what to do: reference catalogues, kept settings and the journal
+        that are broken, units whose manifests another version of this package wrote.
     cleaned : int
         Units whose files were removed on purpose: nothing is wrong with them.
     """
@@ -91,7 +92,7 @@ def fsck(repo: Repo, full: bool = False, now: float | None = None, keep_seconds:
         report.removed += remove_temporary(layout.refcat_dir(name), before)
     if layout.configs.is_dir():
         report.removed += remove_temporary(layout.configs, before)
-    report.damaged = find_damage(repo, full)
+    report.damaged += find_damage(repo, full)
     return report
 
 
@@ -110,10 +111,15 @@ def find_damage(repo: Repo, full: bool) -> list[str]:
 
 
 def _check_unit(layout: Layout, data_id: DataId, full: bool, report: FsckReport) -> None:
-    manifest, problem = _find_problem(layout, data_id, full)
-    if problem:
-        # a writer may have replaced it meanwhile: only what is still so is set aside
+    try:
         manifest, problem = _find_problem(layout, data_id, full)
+        if problem:
+            # a writer may have replaced it meanwhile: only what is still so is set aside
+            manifest, problem = _find_problem(layout, data_id, full)
+    except OtherFormat as error:  # sound, as far as can be told: it stays where it is
+        report.units += 1
+        report.damaged.append(f"{data_id}: {layout.manifest(data_id)}: {error}")
+        return
     if problem:
         place = quarantine_unit(layout, data_id, manifest, problem)
         report.broken[data_id] = f"{problem}; quarantined in {place}"
@@ -126,7 +132,7 @@ def _check_unit(layout: Layout, data_id: DataId, full: bool, report: FsckReport)
 
 
 def _find_problem(layout: Layout, data_id: DataId, full: bool) -> tuple[Manifest | None, str]:
-    """The manifest of a unit, as far as it can be read, and what is wrong; empty if nothing is."""
+    """The manifest of a unit, as far as it can be read, and what is wrong (or nothing). Raises `OtherFormat`."""
     path = layout.manifest(data_id)
     manifest = None
     try:
@@ -143,6 +149,8 @@ def _find_problem(layout: Layout, data_id: DataId, full: bool) -> tuple[Manifest
                     verify_member(stream, record, known.get(name))
                 else:
                     check_size(stream, record)
+    except OtherFormat:
+        raise
     except FileNotFoundError:
         return manifest, "" if manifest is None else f"{path} is missing"
     except (MalformedFile, IntegrityError, OSError) as error:

@@ -31,6 +31,7 @@ from lap_assets.pipeline.engine import Session, make_partitions, make_unit
 from lap_assets.pipeline.ingest import inspect_raw
 from lap_assets.pipeline.task import Task
 from lap_assets.settings import ComputeSettings, Settings
+from lap_assets.store.manifest import FORMAT
 from lap_assets.store.repo import Repo
 from lap_assets_tests.benchmarks.engine_peers import Seconds, time_work
 from lap_assets_tests.benchmarks.exposure_process import describe_survey, prepare_repository
@@ -53,10 +54,11 @@ KEPT = {"inputs": (), "recipe": "bench", "config_sha256": "bench", "code": 1, "m
 def find_repository() -> Path:
     """The folder of the repository, with camera, masters and reference catalogue."""
     root = find_data() / "engine"
-    if not (root / "ready").exists():
+    ready = root / f"ready-{FORMAT}"
+    if not ready.exists():
         shutil.rmtree(root, ignore_errors=True)
         prepare_repository(find_data(), root)
-        (root / "ready").touch()
+        ready.touch()
     return root
 
 

@@ -12,7 +12,8 @@ import sys
 import time
 from pathlib import Path
 
-from lap_assets.pipeline.compute import configure_process
+from lap_assets.pipeline.compute import configure_process, prepare_executor
+from lap_assets.settings import ComputeSettings
 from lap_assets_tests.memory import read_peak_mib
 
 
@@ -27,6 +28,8 @@ def run_process(action: str, root: Path, *arguments: str) -> dict:
 
 def make_products(root: Path, collection: str, cell: str, workers: str, *products: str) -> dict:
     """Wall seconds of each product and peak memory of this process, MiB."""
+    if int(workers):
+        prepare_executor(ComputeSettings(executor="processes", workers=int(workers)))  # as `lap run` does
     from lap_assets_tests.benchmarks import engine_data
 
     session = engine_data.open_session(root, collection, int(workers))

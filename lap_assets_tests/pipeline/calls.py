@@ -1,11 +1,14 @@
 """Functions that tests have workers call: where they ran, how many at once, and some that do not come back."""
 
 import os
+import resource
 import signal
 import time
 from pathlib import Path
 
-from lap_assets.pipeline.compute import reset_peak_memory
+import numpy as np
+
+from lap_assets.pipeline.compute import read_peak_gib, reset_peak_memory
 
 
 def count_at_once(folder: Path, seconds: float = 0.15) -> int:
@@ -27,6 +30,17 @@ def hold_memory(mib: int) -> None:
     """Hold so much memory for a moment."""
     held = bytearray(mib << 20)
     held[:: 1 << 12] = b"x" * len(held[:: 1 << 12])
+
+
+def fill_arrays(product: str, mib: int) -> list[int]:
+    """Memory when a unit of a product begins [MiB], then the page faults of each of three arrays made one by one."""
+    reset_peak_memory(product)
+    told = [int(read_peak_gib() * 1024)]
+    for _ in range(3):
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        np.ones(mib << 17)
+        told.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+    return told
 
 
 def forget_peak() -> None:

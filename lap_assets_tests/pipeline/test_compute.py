@@ -1,6 +1,7 @@
 """How work is spread: how many units at once, workers that are lost, and what a cluster is asked for."""
 
 import os
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -115,6 +116,36 @@ def test_workers_have_one_thread_and_tell_the_memory_of_a_unit():
     assert pool.submit(read_peak_gib).result() > before + 0.25
     pool.submit(calls.forget_peak).result()
     assert pool.submit(read_peak_gib).result() < before + 0.1
+
+
+def test_memory_that_was_freed_is_used_again_and_given_back_for_another_product():
+    """No page is cleared for an array where another of its size was; a unit of another product begins without it."""
+    pool = get_executor(spread(workers=1))
+    before, *faults = pool.submit(calls.fill_arrays, "warps", 200).result()
+    assert faults[0] > 50 and max(faults[1:]) < 10
+    assert pool.submit(calls.fill_arrays, "warps", 1).result()[0] > before + 150
+    assert pool.submit(calls.fill_arrays, "stacks", 1).result()[0] < before + 50
+
+
+def test_the_server_of_workers_loads_while_this_process_does_something_else():
+    """It is there before the first worker is asked for, and it is the one that workers come from."""
+    script = """
+import os
+from pathlib import Path
+from lap_assets.pipeline.compute import configure_process, get_executor, prepare_executor
+from lap_assets.settings import ComputeSettings
+
+if __name__ == "__main__":
+    configure_process()
+    prepare_executor(ComputeSettings(executor="serial"))
+    children = Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children")
+    assert not children.read_text()
+    settings = ComputeSettings(executor="processes", workers=1)
+    prepare_executor(settings)
+    known = children.read_text().split()
+    assert str(get_executor(settings).submit(os.getppid).result()) in known
+"""
+    subprocess.run([sys.executable, "-c", script], check=True)
 
 
 # ---- lost workers

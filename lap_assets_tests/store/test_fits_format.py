@@ -1,3 +1,4 @@
+import hashlib
 import io
 
 import numpy as np
@@ -14,7 +15,8 @@ from lap_assets.store.fits_format import (
     decode_planes,
     encode_hdus,
     hash_decoded,
-    hash_hdus,
+    hash_parts,
+    hash_written,
     image_of_planes,
     normalise_plane,
     planes_of_image,
@@ -32,8 +34,17 @@ def prepare(planes):
     return {name: prepare_plane(name, array, header) for name, (array, header) in planes.items()}
 
 
+def join_parts(hdus) -> list[bytes]:
+    return [b"".join(map(bytes, part)) for part in encode_hdus(hdus, CARDS)]
+
+
+def hash_planes(hdus) -> tuple[str, str]:
+    """Both hashes of a file from what is to be written."""
+    return hash_written(hdus, [hashlib.sha256(part).digest() for part in join_parts(hdus)])
+
+
 def encode(planes) -> bytes:
-    return b"".join(bytes(piece) for piece in encode_hdus(prepare(planes), CARDS))
+    return b"".join(join_parts(prepare(planes)))
 
 
 def image_bytes(value: float = 3.0) -> bytes:
@@ -63,9 +74,33 @@ def test_astropy_reads_the_same_and_agrees_with_both_checksums(array):
 
 @given(arrays)
 @settings(deadline=None)
-def test_content_hash_of_what_is_written_is_that_of_what_is_read(array):
-    planes = {"SCI": (array, make_image().header)}
-    assert hash_decoded(io.BytesIO(encode(planes)))[1] == hash_hdus(prepare(planes))
+def test_hashes_of_what_is_written_are_those_of_what_is_read(array):
+    planes = {"SCI": (array, make_image().header), "VAR": (array[::-1], make_image().header)}
+    stream = io.BytesIO(encode(planes))
+    parts, data = hash_parts(stream)
+    stream.seek(0)
+    assert (parts, hash_decoded(stream, data)[1]) == hash_planes(prepare(planes))
+    assert data["SCI"] == hashlib.sha256(array.astype(array.dtype.newbyteorder(">")).tobytes()).digest()
+
+
+def test_the_hash_of_a_file_sees_every_byte():
+    """Also padding, which says nothing, and cards that are no content; and a byte more or less."""
+    data = image_bytes()
+    known = hash_parts(io.BytesIO(data))[0]
+    for position in range(0, len(data), 7):
+        bad = bytearray(data)
+        bad[position] ^= 1
+        assert hash_or_refuse(bytes(bad)) != known
+    for changed in (data[:-1], data + b"0", data + bytes(2880), data[:2880]):
+        assert hash_or_refuse(changed) != known
+
+
+def hash_or_refuse(data: bytes) -> str:
+    """The hash of a file, or why there is none."""
+    try:
+        return hash_parts(io.BytesIO(data))[0]
+    except MalformedFile as error:
+        return str(error)
 
 
 def test_content_hash_sees_pixels_type_shape_name_and_header():
@@ -83,7 +118,7 @@ def test_content_hash_sees_pixels_type_shape_name_and_header():
         {"VAR": (base, header)},
         {"SCI": (base, other_header)},
     ]
-    assert len({hash_hdus(prepare(planes)) for planes in variants}) == len(variants)
+    assert len({hash_planes(prepare(planes))[1] for planes in variants}) == len(variants)
 
 
 def test_bytes_carry_no_clock_path_or_history():
@@ -151,7 +186,7 @@ def test_every_flipped_bit_is_noticed():
 
 def test_a_header_that_asks_for_more_than_the_file_holds_costs_no_memory():
     cards = [("XTENSION", "IMAGE"), ("BITPIX", -32), ("NAXIS", 1), ("NAXIS1", 10**13), ("EXTNAME", "SCI")]
-    primary = next(encode_hdus({}, CARDS))
+    (primary,) = join_parts({})
     with pytest.raises(MalformedFile, match="ends within HDU SCI"):
         decode_planes(io.BytesIO(primary + encode_header(fits.Header(cards), 0) + bytes(2880)))
 

@@ -56,7 +56,8 @@ def test_any_changed_byte_of_a_manifest_is_noticed():
 @pytest.mark.parametrize(
     "change",
     [
-        {"format": 2},
+        {"format": 1},
+        {"format": 3},
         {"state": "finished"},
         {"state": "cleaned"},
         {"state": "goto_cleaned"},
@@ -64,8 +65,9 @@ def test_any_changed_byte_of_a_manifest_is_noticed():
         {"members": {}},
         {"directory": "../../x"},
         {"directory": ""},
-        {"members": {"../x": {"bytes": 1, "sha256": "", "content_sha256": ""}}},
-        {"members": {"image.fits": {"bytes": "1", "sha256": "", "content_sha256": ""}}},
+        {"members": {"../x": {"bytes": 1, "parts_sha256": "", "content_sha256": ""}}},
+        {"members": {"image.fits": {"bytes": 1, "sha256": "", "content_sha256": ""}}},
+        {"members": {"image.fits": {"bytes": "1", "parts_sha256": "", "content_sha256": ""}}},
         {"inputs": [["main/warps", "x"]]},
         {"surplus": 1},
         {"fence": "3"},

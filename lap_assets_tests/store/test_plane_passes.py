@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from lap_assets.store.plane_passes import measure_plane, sum_pixels, swap_bytes
+from lap_assets.store.plane_passes import copy_turned, measure_plane, sum_pixels, turn_and_sum
 
 dtypes = st.sampled_from(["u1", "i2", "i4", "i8", "f4", "f8"]).map(np.dtype)
 planes = dtypes.flatmap(lambda dtype: hnp.arrays(dtype, st.integers(1, 50)))
@@ -24,14 +24,16 @@ def test_sum_is_that_of_the_words_and_of_any_two_parts(array, data):
     assert sum_pixels(array[:cut]) + sum_pixels(array[cut:], cut) == add_words(array)
 
 
-@given(planes)
+@given(planes, st.data())
 @settings(deadline=None)
-def test_bytes_are_turned_round_in_place_and_into_another(array):
-    swapped, target = array.byteswap(), np.empty_like(array)
-    swap_bytes(array, target)
+def test_bytes_are_turned_round_in_place_and_into_another(array, data):
+    """In place they are summed as well, also where the plane is cut within a word of the sum."""
+    swapped, target, total = array.byteswap(), np.empty_like(array), add_words(array)
+    copy_turned(array, target)
     assert target.tobytes() == swapped.tobytes()
-    swap_bytes(array, array)
-    assert array.tobytes() == swapped.tobytes()
+    cut = data.draw(st.integers(0, array.size))
+    assert turn_and_sum(target[:cut]) + turn_and_sum(target[cut:], cut) == total
+    assert target.tobytes() == array.tobytes()
 
 
 @pytest.mark.parametrize("dtype", ["f4", "f8"])

@@ -41,6 +41,19 @@ def test_rows_are_those_of_the_image(repo):
             np.testing.assert_array_equal(got, want[5:21])
 
 
+def test_rows_are_read_into_arrays_that_are_there(repo):
+    whole, band = make_noisy(), [np.zeros((20, 11), dtype) for dtype in (np.float32, np.int16)]
+    with repo.open_rows(WARP, "image.fits", ("SCI", "MASK")) as rows:
+        got = rows.read(7, 12, [one[4:9] for one in band])
+        rows.read(0, 37)  # and count once in the sum
+        assert all(np.shares_memory(one, into) for one, into in zip(got, band, strict=True))
+        for one, want in zip(band, (whole.sci, whole.mask), strict=True):
+            assert np.array_equal(one[4:9], want[7:12]) and not one[:4].any() and not one[9:].any()
+        for wrong in (band[:1], [band[1], band[0]], [one[:4] for one in band], [one[:10:2] for one in band]):
+            with pytest.raises(ValueError, match=r"rows of|shorter"):
+                rows.read(0, 5, wrong)
+
+
 @given(st.lists(st.tuples(st.integers(0, 36), st.integers(1, 37)), max_size=12))
 @settings(deadline=None, max_examples=60)
 def test_any_stretches_in_any_order_pass_the_check(repo, stretches):

@@ -3,9 +3,11 @@ import time
 from dataclasses import replace
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from lap_assets.errors import IntegrityError, NotFound
-from lap_assets.store.manifest import encode_manifest
+from lap_assets.store.manifest import SEAL, _seal, encode_manifest
 from lap_assets.store.repo import Repo
 from lap_assets.store.table_format import decode_json
 from lap_assets.store.verify import NOTE, fsck, sweep
@@ -88,6 +90,41 @@ def test_what_is_broken_is_named_quarantined_and_missing_until_made_again(repo, 
     publish(repo, STACK, make_stack(3))
     check_stack(repo, STACK, {3})
     assert STACK not in fsck(repo, full=True).broken
+
+
+@given(st.data())
+@settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_changed_byte_of_an_image_is_found_by_the_full_check(repo, data):
+    """Pixels, headers and padding; plain and compressed."""
+    publish(repo, data_id := data.draw(st.sampled_from([STACK, FINAL])), make_stack(3))
+    path = repo.path(data_id, "image.fits")
+    good = path.read_bytes()
+    position, flipped = data.draw(st.integers(0, len(good) - 1)), data.draw(st.integers(1, 255))
+    path.write_bytes(good[:position] + bytes([good[position] ^ flipped]) + good[position + 1 :])
+    report = fsck(repo, full=True)
+    assert list(report.broken) == [data_id]
+    assert report.broken[data_id].startswith(f"{path}: ")
+
+
+def test_units_of_another_version_are_named_and_stay_where_they_are(repo):
+    path = repo.layout.manifest(STACK)
+    document = decode_json(path.read_bytes())
+    del document[SEAL]
+    path.write_bytes(_seal(document | {"format": 1}))
+    kept = path.read_bytes()
+    with pytest.raises(
+        IntegrityError, match=rf"{STACK}.*{path}: published by another version .*format 1.*remove"
+    ) as told:
+        repo.read_image(STACK)
+    assert "\n" not in str(told.value) and "damaged" not in str(told.value)
+    for full in (False, True):
+        report = fsck(repo, full=full)
+        assert not report.broken and not report.orphans and report.units == 3
+        assert [line.startswith(f"{STACK}: {path}: published by another version") for line in report.damaged] == [True]
+    assert path.read_bytes() == kept
+    assert sweep(repo, now=time.time() + 2 * HOUR) == []
+    publish(repo, STACK, make_stack(4))
+    check_stack(repo, STACK, {4})
 
 
 def test_flipped_bits_are_found_by_the_full_check_only(repo):
