@@ -366,9 +366,13 @@ class _Stream:
         fresh = merge_rows(
             one.sci, one.mask, one.var, rows, one.top, self.weight, self.place, self.level,
             sorting_network(self.weight.size), limit,
-            image.sci, image.var, image.mask, image.planes["NINPUT"], self.used, self.middle,
+            image.sci, image.var, image.mask, image.planes["NINPUT"], self._used_bytes(), self.middle,
         )  # fmt: skip
         self.found = np.concatenate([self.found[self.found >= one.top * self.shape[1]], fresh])
+
+    def _used_bytes(self) -> np.ndarray:
+        """(p, ny, nx, b) view: one type for the kernels, however wide the planes are."""
+        return self.used.view(np.uint8).reshape(*self.used.shape, -1)
 
     def settle_band(self) -> None:
         """Judge what deviates in the band, and average anew where something is rejected."""
@@ -388,10 +392,10 @@ class _Stream:
                 one.sci, one.mask, one.var, rows, one.top, self.middle, sources, sigma, np.float32(limits.matched)
             )
             guilty.append(fresh)
-        places, image = np.unique(np.concatenate(guilty)), self.image
+        places, image = np.concatenate(guilty), self.image
         settle_rows(
             one.sci, one.mask, one.var, core, one.top, self.weight, self.place, places,
-            image.sci, image.var, image.mask, image.planes["NINPUT"], self.used, self.rejected,
+            image.sci, image.var, image.mask, image.planes["NINPUT"], self._used_bytes(), self.rejected,
         )  # fmt: skip
 
     def _judge(self, limits: ClipLimits, rows: tuple[int, int], core: tuple[int, int]) -> np.ndarray:
