@@ -44,8 +44,8 @@ from lap_assets.store.repo import Repo
 log = logging.getLogger(__name__)
 
 _CLIPPED = int(Mask.CLIPPED)
-_LARGE_PX = 2000  # side above which metrics and the picture are made from every fourth row and column
-_SAMPLE = 4
+_LARGE_PX = 2000  # side above which metrics and the picture are made from every eighth row and column
+_SAMPLE = 8
 
 
 @dataclass
@@ -227,15 +227,16 @@ def describe_stack(stack: Stack) -> Output:
     if not covered:
         raise NoWork(f"no pixel is left of {len(stack.inputs)} inputs")
     sampled = np.s_[::_SAMPLE, ::_SAMPLE] if min(image.shape) > _LARGE_PX else np.s_[:, :]
+    seen = MaskedImage(*(np.ascontiguousarray(plane[sampled]) for plane in (image.sci, image.mask, image.var)))
     count = image.planes["NINPUT"][sampled]
-    clipped = (image.mask[sampled] & _CLIPPED) != 0
+    clipped = (seen.mask & _CLIPPED) != 0
     scale = abs(header["CD1_1"]) * 3600.0
     metrics = {
         "n_inputs": int(header["NINPUTS"]),
         "left_out": ", ".join(stack.inputs.loc[~stack.inputs["used"], "exposure"]),
         "covered_fraction": round(covered / image.sci.size, 4),
         "inputs_median": float(np.median(count[count > 0])) if count.any() else 0.0,
-        "limit_mag_5sigma": round(depth_mag(image, header["NOISECOV"], header["FWHM"] / scale), 3),
+        "limit_mag_5sigma": round(depth_mag(seen, header["NOISECOV"], header["FWHM"] / scale), 3),
         "fwhm_arcsec": header["FWHM"],
         "clipped_fraction": round(float(clipped[count > 0].mean()), 5) if count.any() else 0.0,
         "noise_covariance": header["NOISECOV"],
@@ -244,7 +245,7 @@ def describe_stack(stack: Stack) -> Output:
         "image.fits": image,
         "inputs.parquet": stack.inputs,
         "used.fits": {f"USED{p}": plane for p, plane in enumerate(stack.used)},
-        "preview.png": thumbnail(image.sci[sampled], image.mask[sampled]),
+        "preview.png": thumbnail(seen.sci, seen.mask),
     }
     if stack.psf is not None:
         members["psf.fits"] = planes_of_grid(stack.psf)

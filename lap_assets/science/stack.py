@@ -18,7 +18,7 @@ from lap_assets.model.image import NO_WEIGHT, MaskedImage
 from lap_assets.science.psf_grid import PsfGrid
 from lap_assets.science.psf_matching import choose_target, matching_kernels, measure_width
 from lap_assets.science.stack_kernels import merge_rows, sorting_network, subtract_inputs, take_plane_off
-from lap_assets.science.stack_rejection import MARKS, grow_rows, judge_rows, settle_rows
+from lap_assets.science.stack_rejection import GROWN, grow_rows, judge_rows, mark_rows, settle_rows
 
 _HARD = int(NO_WEIGHT)
 INPUTS_PER_PLANE = 31  # bits of an int32 that are used
@@ -281,10 +281,10 @@ class _Buffers:
     filled: int = 0
 
     def keep_tail(self, other: "_Buffers", tail: int) -> None:
-        """Begin with the last `tail` rows of `other`, their marks wiped."""
+        """Begin with the last `tail` rows of `other`; what was rejected as a neighbour there is found anew."""
         end = other.filled
         self.sci[:, :tail] = other.sci[:, end - tail : end]
-        np.bitwise_and(other.mask[:, end - tail : end], ~np.int16(MARKS), out=self.mask[:, :tail])
+        np.bitwise_and(other.mask[:, end - tail : end], ~np.int16(GROWN), out=self.mask[:, :tail])
         self.var[:, :tail] = other.var[:, end - tail : end]
         self.top = other.top + end - tail
 
@@ -297,7 +297,10 @@ class _Stream:
     shape: tuple[int, int]
     combination: Combination
     done: int = 0  # rows of the image that are settled
+    # of rows whose surroundings are yet to come: candidates, those that PSFs may explain, and items of what is rejected
     found: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+    doubtful: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+    guilty: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
 
     def __post_init__(self) -> None:
         chosen, (ny, nx) = self.combination, self.shape
@@ -309,10 +312,12 @@ class _Stream:
         self.level = np.ascontiguousarray(levels[self.place])
         self.fwhm = np.ones(n) if chosen.fwhm is None else np.asarray(chosen.fwhm, float)[self.place]
         self.reach = reach_of_seeing(self.fwhm)
-        radius = chosen.matching.radius if chosen.matching else 0
-        self.halo = _GROW_ROUNDS + radius + max(self.reach, _RING_PX) if chosen.limits else 0
+        self.near, self.radius = max(self.reach, _RING_PX), chosen.matching.radius if chosen.matching else 0
+        # rows of a band that the next one needs again
+        around = max(self.near, self.radius, 2 * _GROW_ROUNDS)
+        self.tail = self.near + self.radius + around if chosen.limits else 0
         rows = int(chosen.band_memory_mib * 2**20 / (2 * max(n, 1) * nx * 10.0))
-        rows = min(max(rows, 3 * self.halo + 8), ny)
+        rows = min(max(rows, 2 * self.tail + 8), ny)
         self.present, self.coming = (self._make_buffers(n, rows) for _ in range(2))
         self.middle = np.zeros((rows, nx), np.float32)
         self.image = MaskedImage(
@@ -341,7 +346,7 @@ class _Stream:
                 reading.result()
                 band, self.present.filled = (tail, tail + new), tail + new
                 end = self.present.top + self.present.filled
-                tail = min(2 * self.halo, self.present.filled)
+                tail = min(self.tail, self.present.filled)
                 new = min(rows - tail, ny - end)
                 if new > 0:
                     reading = reader.submit(self._fill, self.coming, tail, end, end + new)
@@ -366,21 +371,27 @@ class _Stream:
         fresh = merge_rows(
             one.sci, one.mask, one.var, rows, one.top, self.weight, self.place, self.level,
             sorting_network(self.weight.size), limit,
-            image.sci, image.var, image.mask, image.planes["NINPUT"], self.used, self.middle,
+            image.sci, image.var, image.mask, image.planes["NINPUT"], self._used_bytes(), self.middle,
         )  # fmt: skip
-        self.found = np.concatenate([self.found[self.found >= one.top * self.shape[1]], fresh])
+        self.found = np.concatenate([self.found, fresh])
+
+    def _used_bytes(self) -> np.ndarray:
+        """(p, ny, nx, b) view: one type for the kernels, however wide the planes are."""
+        return self.used.view(np.uint8).reshape(*self.used.shape, -1)
 
     def settle_band(self) -> None:
         """Judge what deviates in the band, and average anew where something is rejected."""
-        one, ny, limits = self.present, self.shape[0], self.combination.limits
-        end = one.top + one.filled
-        last = end if end == ny else end - self.halo
-        core = (self.done - one.top, last - one.top)
-        self.done = last
-        if limits is None or not self.found.size:
+        one, (ny, nx), limits = self.present, self.shape, self.combination.limits
+        if limits is None:
             return
-        rows, wider = (0, one.filled), (max(core[0] - _GROW_ROUNDS, 0), min(core[1] + _GROW_ROUNDS, one.filled))
-        guilty = [self._judge(limits, rows, wider)]
+        n, end, rows = self.weight.size, one.top + one.filled, (0, one.filled)
+        # rows whose surroundings are there: for blatancy, for the kernels, for all neighbours
+        seen, judged, last = (
+            ny if end == ny else end - self.near - beyond for beyond in (0, self.radius, self.radius + _GROW_ROUNDS)
+        )
+        core, self.done = (self.done - one.top, last - one.top), last
+        self._judge(limits, rows, seen, judged)
+        guilty = [self.guilty[self.guilty < judged * nx * n]]
         for sigma in (limits.grow_sigma,) * (_GROW_ROUNDS - 1) + (_EDGE_SIGMA,):
             # at the same sigma only what is new can spread further
             sources = guilty[-1] if sigma == limits.grow_sigma else np.concatenate(guilty)
@@ -388,21 +399,34 @@ class _Stream:
                 one.sci, one.mask, one.var, rows, one.top, self.middle, sources, sigma, np.float32(limits.matched)
             )
             guilty.append(fresh)
-        places, image = np.unique(np.concatenate(guilty)), self.image
+        image = self.image
         settle_rows(
-            one.sci, one.mask, one.var, core, one.top, self.weight, self.place, places,
-            image.sci, image.var, image.mask, image.planes["NINPUT"], self.used, self.rejected,
+            one.sci, one.mask, one.var, core, one.top, self.weight, self.place, np.concatenate(guilty),
+            image.sci, image.var, image.mask, image.planes["NINPUT"], self._used_bytes(), self.rejected,
         )  # fmt: skip
+        self.guilty = self.guilty[self.guilty >= (last - _GROW_ROUNDS) * nx * n]
 
-    def _judge(self, limits: ClipLimits, rows: tuple[int, int], core: tuple[int, int]) -> np.ndarray:
-        one, n, matching = self.present, self.weight.size, self.combination.matching
-        kernels = matching or MatchingKernels(np.zeros((n, 1, 1, 1, 1), np.float32), (0.0, 0.0), (1.0, 1.0))
-        return judge_rows(
-            one.sci, one.mask, one.var, rows, core, one.top, self.middle, self.found,
-            amplitude_tolerances(self.fwhm, limits).astype(np.float32), self.reach, limits.sigma,
-            np.float32(limits.matched),
-            limits.count_epochs(n), kernels.mirrored, kernels.first, kernels.step, matching is not None,
+    def _judge(self, limits: ClipLimits, rows: tuple[int, int], seen: int, judged: int) -> None:
+        """Judge candidates above row `seen` of the image, and above row `judged` those that PSFs may explain."""
+        one, n, nx, matching = self.present, self.weight.size, self.shape[1], self.combination.matching
+        buffers, epochs = (one.sci, one.mask, one.var, rows, one.top, self.middle), limits.count_epochs(n)
+        tolerance = amplitude_tolerances(self.fwhm, limits).astype(np.float32)
+        now = self.found < seen * nx
+        blatant, doubtful = mark_rows(
+            *buffers, self.found[now], tolerance, self.reach, limits.sigma, np.float32(limits.matched), epochs,
+            matching is not None,
         )  # fmt: skip
+        self.found, doubtful = self.found[~now], np.concatenate([self.doubtful, doubtful])
+        now = doubtful < judged * nx
+        guilty, self.doubtful = [self.guilty, blatant], doubtful[~now]
+        if matching is not None:
+            guilty.append(
+                judge_rows(
+                    *buffers, doubtful[now], limits.sigma, np.float32(limits.matched), epochs,
+                    matching.mirrored, matching.first, matching.step,
+                )
+            )  # fmt: skip
+        self.guilty = np.concatenate(guilty)
 
     def finish(self) -> StackResult:
         rejected = np.zeros(np.asarray(self.combination.weights).size, np.int64)

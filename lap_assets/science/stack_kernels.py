@@ -12,7 +12,7 @@ from lap_assets.model.image import NO_WEIGHT, Mask
 _HARD = int(NO_WEIGHT)
 _NO_DATA = int(Mask.NO_DATA)
 _HUGE = np.float32(1e30)  # values and variances beyond are no data
-_STRIP = 1024  # columns treated together: all rows of all inputs stay in the cache
+_STRIP = 512  # columns treated together: all rows of all inputs stay in the cache
 
 
 def sorting_network(n: int) -> np.ndarray:
@@ -32,22 +32,29 @@ def sorting_network(n: int) -> np.ndarray:
 
 
 @njit(cache=True, nogil=True)
-def take_level_off(line, level, y, ny, nx, first):
-    """Subtract a plane c0 + c1 x + c2 y from a piece of a row that begins at column `first`, in place; x and y as
+def _center_columns(nx):
+    """(nx,) float32: columns from the middle one."""
+    return np.arange(nx).astype(np.float32) - np.float32(0.5 * (nx - 1))
+
+
+@njit(cache=True, nogil=True)
+def _level_of_row(level, y, ny, nx):
+    """Value in the middle of a row and slope per column of a plane c0 + c1 x + c2 y; x and y as
     `matching_kernel.scale_positions` scales them.
     """
     base = np.float32(level[0] + level[2] * ((y - 0.5 * (ny - 1)) / (0.5 * ny)))
-    slope = np.float32(level[1] / (0.5 * nx))
-    middle = np.float32(0.5 * (nx - 1))
-    for x in range(line.size):
-        line[x] -= base + slope * (np.float32(x + first) - middle)
+    return base, np.float32(level[1] / (0.5 * nx))
 
 
 @njit(cache=True, nogil=True)
 def take_plane_off(sci, level):
-    """`take_level_off` for a whole image, in place."""
-    for y in range(sci.shape[0]):
-        take_level_off(sci[y], level, y, sci.shape[0], sci.shape[1], 0)
+    """Subtract a plane from an image as `merge_rows` does, in place."""
+    ny, nx = sci.shape
+    offset = _center_columns(nx)
+    for y in range(ny):
+        base, slope = _level_of_row(level, y, ny, nx)
+        for x in range(nx):
+            sci[y, x] -= base + slope * offset[x]
 
 
 @njit(cache=True, nogil=True)
@@ -77,8 +84,10 @@ def merge_rows(sci, mask, var, rows, top, weight, place, level, network, limit, 
     limit : float
         Deviation² over the variance of the input, above which a pixel is a candidate; inf: none is looked for. The
         noise of the median adds π/2n of the variance.
-    out, noise, flags, count, used
-        Planes of the whole stack, written: mean, its variance, mask, number and bits of the inputs.
+    out, noise, flags, count
+        Planes of the whole stack, written: mean, its variance, mask, number of the inputs.
+    used : (p, ny, nx, b) uint8
+        Bytes of the planes of bits, written.
     middle : (r, nx) float32
         Written: median of the inputs, the lower one of the middle two.
 
@@ -88,57 +97,31 @@ def merge_rows(sci, mask, var, rows, top, weight, place, level, network, limit, 
         Candidates as (row of the image) · nx + column, ascending within strips of columns.
     """
     n, nx = sci.shape[0], sci.shape[2]
-    ny = out.shape[0]
-    zero, infinite, fine, no_data = np.float32(0), np.float32(np.inf), np.int16(0), np.int16(_NO_DATA)
-    values = np.empty((n, _STRIP), np.float32)
+    values, flawed = np.empty((n, _STRIP), np.float32), np.empty(n, np.int16)
     mean, total, scatter = np.empty(_STRIP), np.empty(_STRIP), np.empty(_STRIP, np.float32)
-    number = np.empty(_STRIP, np.int32)
-    deviant, bits_used = np.empty(_STRIP, np.uint8), np.empty((used.shape[0], _STRIP), np.int32)
+    deviant, entered = np.empty(_STRIP, np.int32), np.empty((used.shape[0], _STRIP), np.int32)
+    offset = _center_columns(nx)
     found = [0][:0]
-    judged = limit < np.inf
     for r in range(rows[0], rows[1]):
         y = top + r
         for x0 in range(0, nx, _STRIP):
             m = min(_STRIP, nx - x0)
-            bits = flags[y, x0 : x0 + m]
-            mean[:m], total[:m], scatter[:m] = 0, 0, 0
-            number[:m] = 0
-            bits[:], bits_used[:, :m] = 0, 0
+            bits, number = flags[y, x0 : x0 + m], count[y, x0 : x0 + m]
+            _add_inputs(sci, mask, var, r, x0, y, out.shape[0], weight, level, offset, values, flawed, mean, scatter, bits)
+            whole = True
             for k in range(n):
-                line, here = sci[k, r, x0 : x0 + m], mask[k, r, x0 : x0 + m]
-                variance, column = var[k, r, x0 : x0 + m], values[k]
-                entered = bits_used[place[k] // 31]
-                bit = np.int32(1 << (place[k] % 31))
-                w = weight[k]
-                w2 = np.float32(w * w)
-                if level[k, 0] != 0 or level[k, 1] != 0 or level[k, 2] != 0:
-                    take_level_off(line, level[k], y, ny, nx, x0)
-                for x in range(m):
-                    flag = here[x] | (fine if _is_number(line[x], variance[x]) else no_data)
-                    good = flag & _HARD == 0
-                    here[x] = flag
-                    column[x] = line[x] if good else infinite
-                    scatter[x] += w2 * variance[x] if good else zero
-                    number[x] += np.int32(good)
-                    entered[x] |= bit if good else np.int32(0)
-                    bits[x] |= flag if good else fine
-                for x in range(m):
-                    mean[x] += w * column[x] if column[x] < infinite else 0.0
-                    total[x] += w if column[x] < infinite else 0.0
-            _write_means(mean, total, scatter, number, out[y, x0 : x0 + m], noise[y, x0 : x0 + m])
-            for x in range(m):
-                if number[x] == 0:
-                    bits[x] = no_data
-                    for k in range(n):
-                        bits[x] |= mask[k, r, x0 + x]
-            count[y, x0 : x0 + m] = number[:m]
-            used[:, y, x0 : x0 + m] = bits_used[:, :m]
-            if not judged:
+                whole &= flawed[k] & _HARD == 0
+            _count_inputs(values, flawed, whole, weight, place, total, entered, number)
+            _write_means(mean, total, scatter, out[y, x0 : x0 + m], noise[y, x0 : x0 + m])
+            if not whole:
+                _name_holes(mask, r, x0, number, bits)
+            for p in range(used.shape[0]):
+                _write_bytes(entered[p], used[p, y, x0 : x0 + m])
+            if limit == np.inf:
                 continue
             _sort_columns(values, network, m)
-            reference = middle[r, x0 : x0 + m]
-            some = _find_deviants(sci, mask, var, r, x0, values, number, np.float32(limit), reference, deviant)
-            if some:
+            middle_here = middle[r, x0 : x0 + m]
+            if _find_deviants(sci, mask, var, r, x0, values, number, whole, np.float32(limit), middle_here, deviant):
                 for x in range(m):
                     if deviant[x]:
                         found.append(y * nx + x0 + x)
@@ -146,12 +129,95 @@ def merge_rows(sci, mask, var, rows, top, weight, place, level, network, limit, 
 
 
 @njit(cache=True, nogil=True)
-def _write_means(mean, total, scatter, number, out, noise):
+def _add_inputs(sci, mask, var, r, x0, y, ny, weight, level, offset, values, flawed, mean, scatter, bits):
+    """Sums over the inputs of a piece of a row, their values (+inf where there is none) and all flags of each."""
+    m, nx = bits.size, sci.shape[2]
+    infinite, fine, no_data, zero = np.float32(np.inf), np.int16(0), np.int16(_NO_DATA), np.float32(0)
+    mean[:m], scatter[:m], bits[:] = 0, 0, 0
+    offset_here = offset[x0 : x0 + m]
+    for k in range(sci.shape[0]):
+        # pieces of rows, not of the cube: only these are known to be contiguous, and run in vector registers
+        line, here, variance = sci[k, r, x0 : x0 + m], mask[k, r, x0 : x0 + m], var[k, r, x0 : x0 + m]
+        column, w, w2 = values[k], weight[k], np.float32(weight[k] * weight[k])
+        base, slope = _level_of_row(level[k], y, ny, nx)
+        seen, broken = np.int16(0), np.int16(0)
+        for x in range(m):
+            value = line[x] - (base + slope * offset_here[x])
+            added = fine if _is_number(value, variance[x]) else no_data
+            flag = np.int16(here[x] | added)
+            line[x] = value
+            good = flag & _HARD == 0
+            column[x] = value if good else infinite
+            scatter[x] += w2 * variance[x] if good else zero
+            seen = np.int16(seen | flag)
+            broken = np.int16(broken | (added & ~here[x]))
+        flawed[k] = seen
+        if seen & _HARD:
+            for x in range(m):
+                mean[x] += w * column[x] if column[x] < infinite else 0.0
+        else:
+            for x in range(m):
+                mean[x] += w * column[x]
+        if broken:
+            for x in range(m):
+                if not _is_number(line[x], variance[x]):
+                    here[x] |= no_data
+        if seen:
+            for x in range(m):
+                bits[x] |= here[x] if here[x] & _HARD == 0 else fine
+
+
+@njit(cache=True, nogil=True)
+def _count_inputs(values, flawed, whole, weight, place, total, entered, number):
+    """Number, bits and weights of the inputs that are finite in `values`, where not all are (`whole`)."""
+    m, infinite = number.size, np.float32(np.inf)
+    weights, bits, inputs = 0.0, np.zeros(entered.shape[0], np.int32), np.int16(0)
+    if whole:
+        for k in range(weight.size):
+            weights += weight[k]
+            bits[place[k] // 31] |= np.int32(1 << (place[k] % 31))
+            inputs += np.int16(1)
+    total[:m], number[:] = weights, inputs
+    for p in range(entered.shape[0]):
+        entered[p, :m] = bits[p]
+    if whole:
+        return
+    for k in range(weight.size):
+        column, w, some, bit = values[k], weight[k], entered[place[k] // 31], np.int32(1 << (place[k] % 31))
+        for x in range(m):
+            good = column[x] < infinite
+            some[x] |= bit if good else np.int32(0)
+            number[x] += np.int16(good)
+        for x in range(m):
+            total[x] += w if column[x] < infinite else 0.0
+
+
+@njit(cache=True, nogil=True)
+def _write_means(mean, total, scatter, out, noise):
     for x in range(out.size):
-        some = number[x] > 0
-        inverse = 1.0 / (total[x] if some else 1.0)
+        inverse = 1.0 / (total[x] if total[x] > 0 else 1.0)
         out[x] = np.float32(mean[x] * inverse)
         noise[x] = np.float32(scatter[x] * inverse * inverse)
+
+
+@njit(cache=True, nogil=True)
+def _name_holes(mask, r, x0, number, bits):
+    for x in range(number.size):
+        if number[x] == 0:
+            bits[x] = _NO_DATA
+            for k in range(mask.shape[0]):
+                bits[x] |= mask[k, r, x0 + x]
+
+
+@njit(cache=True, nogil=True)
+def _write_bytes(bits, planes):
+    if planes.shape[1] == 1:
+        for x in range(planes.shape[0]):
+            planes[x, 0] = bits[x]
+    else:
+        for x in range(planes.shape[0]):
+            for b in range(planes.shape[1]):
+                planes[x, b] = bits[x] >> (8 * b)
 
 
 @njit(cache=True, nogil=True)
@@ -166,21 +232,27 @@ def _sort_columns(values, network, m):
 
 
 @njit(cache=True, nogil=True)
-def _find_deviants(sci, mask, var, r, x0, values, number, limit, middle, deviant):
+def _find_deviants(sci, mask, var, r, x0, values, number, whole, limit, middle, deviant):
     """Median of each column, and 1 where a good input deviates from it by more than `limit`; whether there is any."""
-    m = middle.size
-    for x in range(m):
-        middle[x] = values[(number[x] - 1) // 2, x] if number[x] > 0 else np.float32(0)
-        deviant[x] = 0
-    # the noise of the median is left out: the candidates are judged exactly later
-    for k in range(sci.shape[0]):
-        # pieces of rows, not of the cube: only these are known to be contiguous, and run in vector registers
-        line, here, variance = sci[k, r, x0 : x0 + m], mask[k, r, x0 : x0 + m], var[k, r, x0 : x0 + m]
+    n, m = sci.shape[0], middle.size
+    deviant[:m] = 0
+    if whole:
+        middle[:] = values[(n - 1) // 2, :m]
+    else:
         for x in range(m):
-            off = line[x] - middle[x]
-            out = (off * off > limit * variance[x]) & (here[x] & _HARD == 0) & (number[x] > 1)
-            deviant[x] |= np.uint8(out)
-    some = np.uint8(0)
+            middle[x] = values[(number[x] - 1) // 2, x] if number[x] > 0 else np.float32(0)
+    # the noise of the median is left out: the candidates are judged exactly later
+    for k in range(n):
+        line, here, variance = sci[k, r, x0 : x0 + m], mask[k, r, x0 : x0 + m], var[k, r, x0 : x0 + m]
+        if whole:
+            for x in range(m):
+                off = line[x] - middle[x]
+                deviant[x] |= np.int32(off * off > limit * variance[x])
+        else:
+            for x in range(m):
+                off = line[x] - middle[x]
+                deviant[x] |= np.int32((off * off > limit * variance[x]) & (here[x] & _HARD == 0))
+    some = np.int32(0)
     for x in range(m):
         some |= deviant[x]
     return some != 0

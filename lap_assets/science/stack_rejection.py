@@ -1,7 +1,8 @@
 """Compiled loops of the combination at the few pixels that deviate: which of them are artefacts, and the mean without.
 
 Here: numba kernels that call each other. The rules are told in `stack.combine_rows`; the pass that finds the candidates
-is `stack_kernels.merge_rows`, which also has marked as NO_DATA what is no number.
+is `stack_kernels.merge_rows`, which also has marked as NO_DATA what is no number. Pixels of inputs go from kernel to
+kernel as items: (row of the image · nx + column) · n + input.
 """
 
 import numpy as np
@@ -12,10 +13,14 @@ from lap_assets.model.image import NO_WEIGHT, Mask
 _HARD = int(NO_WEIGHT)
 _SOFT = int(Mask.SATURATED | Mask.BLEED)
 _CLIPPED = int(Mask.CLIPPED)
-# marks in the mask of a row buffer, never stored: no amount of PSF matching explains this pixel; it does not enter
+# marks in the mask of a row buffer, never stored: no amount of PSF matching explains this pixel; it does not enter, as
+# it deviates itself or as the neighbour of one that does
 _BLATANT = 1 << 13
-REJECTED = 1 << 14
-MARKS = _BLATANT | REJECTED
+_REJECTED = 1 << 14
+GROWN = -1 << 15
+_OUT = _REJECTED | GROWN
+_MARKS = _BLATANT | _OUT
+_UNFIT = _HARD | _SOFT | _BLATANT  # not to be convolved
 # one of each pair of opposite places on a ring of 4 px: (row, column)
 _RING = np.array([(0, 4), (2, 3), (3, 2), (4, 0), (3, -2), (2, -3)])
 _MAX_SATURATED = 0.01  # part of a matching kernel that may lie on saturated pixels
@@ -67,33 +72,15 @@ def _deviation(sci, mask, var, middle, rows, r, x):
 
 
 @njit(cache=True, nogil=True)
-def judge_rows(
-    sci,
-    mask,
-    var,
-    rows,
-    core,
-    top,
-    middle,
-    found,
-    tolerance,
-    reach,
-    sigma,
-    small,
-    epochs,
-    kernels,
-    nodes,
-    step,
-    matched,
-):
-    """Mark what deviates in few inputs at the candidates; see `stack.combine_rows` for the rules.
+def mark_rows(sci, mask, var, rows, top, middle, found, tolerance, reach, sigma, small, epochs, matched):
+    """Mark what deviates blatantly in few inputs at the candidates; see `stack.combine_rows` for the rules.
 
     Parameters
     ----------
     sci, mask, var : (n, r, nx)
         Row buffers; marks are set in `mask`.
-    rows, core : (first, last)
-        Rows of the buffers that there are; rows within which pixels whose deviation PSFs may explain are judged.
+    rows : (first, last)
+        Rows of the buffers that there are.
     found : (m,) int64
         Candidates of `merge_rows`.
     tolerance : (n,) float32
@@ -102,23 +89,20 @@ def judge_rows(
         Deviation allowed, and fraction of the amplitude allowed on top between inputs of one PSF.
     epochs : (n + 1,) int64
         Largest number of deviating inputs that is an artefact, by the number of inputs.
-    kernels : (n, ky, kx, s, s) float32
-        Kernels to the common PSF, mirrored, at nodes; `nodes` (x, y of the first), `step` (x, y).
     matched : bool
         False: PSFs are not known, only `tolerance` counts.
 
     Returns
     -------
-    (j,) int64
-        Places (as `found`) at which at least one input is rejected.
+    guilty : (j,) int64
+        Items rejected.
+    doubtful : (i,) int64
+        Candidates whose deviation PSFs may explain, for `judge_rows`.
     """
     n, nx = sci.shape[0], sci.shape[2]
-    guilty = [0][:0]
-    doubtful = [0][:0]
+    guilty, doubtful = [0][:0], [0][:0]
     for place in found:
         r, x = place // nx - top, place % nx
-        if r < rows[0] or r >= rows[1]:
-            continue
         number, saturated = _count_inputs(mask, r, x)
         if number < 2 or saturated > epochs[number]:
             continue
@@ -143,18 +127,40 @@ def judge_rows(
         elif matched and open_cases > 0 and saturated == 0:
             doubtful.append(place)
         elif blatant > 0:
-            guilty.append(place)
-            _reject_marked(mask, r, x)
-    values, noises = np.empty(n, np.float32), np.empty(n, np.float32)
-    scratch = (np.empty(kernels.shape[4], np.float32), np.empty(kernels.shape[4], np.float32))
+            for k in range(n):
+                if mask[k, r, x] & _BLATANT:
+                    mask[k, r, x] |= _REJECTED
+                    guilty.append(place * n + k)
+    return np.array(guilty), np.array(doubtful)
+
+
+@njit(cache=True, nogil=True)
+def judge_rows(sci, mask, var, rows, top, middle, doubtful, sigma, small, epochs, kernels, nodes, step):
+    """Judge what PSFs may explain; all that is blatant around is marked.
+
+    Parameters
+    ----------
+    doubtful : (m,) int64
+        From `mark_rows`, as the other parameters.
+    kernels : (n, ky, kx, s, s) float32
+        Kernels to the common PSF, mirrored, at nodes; `nodes` (x, y of the first), `step` (x, y).
+
+    Returns
+    -------
+    (j,) int64
+        Items rejected.
+    """
+    n, nx = sci.shape[0], sci.shape[2]
+    guilty = [0][:0]
+    values, total = np.empty(n, np.float32), np.empty(kernels.shape[4], np.float32)
     for place in doubtful:
         r, x = place // nx - top, place % nx
-        if r < core[0] or r >= core[1]:
-            continue
         if _judge_matched(
-            sci, mask, var, rows, r, x, top, middle, sigma, small, epochs, kernels, nodes, step, values, noises, scratch
+            sci, mask, var, rows, r, x, top, middle, sigma, small, epochs, kernels, nodes, step, values, total
         ):
-            guilty.append(place)
+            for k in range(n):
+                if mask[k, r, x] & _REJECTED:
+                    guilty.append(place * n + k)
     return np.array(guilty)
 
 
@@ -170,16 +176,7 @@ def _count_inputs(mask, r, x):
 
 
 @njit(cache=True, nogil=True)
-def _reject_marked(mask, r, x):
-    for k in range(mask.shape[0]):
-        if mask[k, r, x] & _BLATANT:
-            mask[k, r, x] |= REJECTED
-
-
-@njit(cache=True, nogil=True)
-def _judge_matched(
-    sci, mask, var, rows, r, x, top, middle, sigma, small, epochs, kernels, nodes, step, values, noises, scratch
-):
+def _judge_matched(sci, mask, var, rows, r, x, top, middle, sigma, small, epochs, kernels, nodes, step, values, total):
     """Compare the inputs at one pixel after bringing them to the common PSF; True if one is rejected."""
     n, half = sci.shape[0], kernels.shape[3] // 2
     kx = min(max(round((x - nodes[0]) / step[0]), 0), kernels.shape[2] - 1)
@@ -194,7 +191,7 @@ def _judge_matched(
         kernel = kernels[k, ky, kx]
         if kernel[half, half] == 0:
             continue
-        values[k], noises[k], soft = _match_pixel(sci[k], mask[k], var[k], middle, rows, r, x, kernel, *scratch)
+        values[k], soft = _match_pixel(sci[k], mask[k], middle, rows, r, x, kernel, total)
         if soft <= _MAX_SATURATED:
             judged += 1
         else:
@@ -207,94 +204,109 @@ def _judge_matched(
             continue
         off, matched = _deviation(sci[k], mask[k], var[k], middle, rows, r, x), abs(values[k] - reference)
         halo = abs(sci[k, r, x] - middle[r, x]) - off
-        plain = _exceeds(off, var[k, r, x], slack, small * amplitude, sigma)
-        if plain and _exceeds(matched - halo, noises[k], slack, allowed, sigma):
-            deviant += 1
-        else:
-            values[k] = np.inf
+        values[k] = np.inf
+        # the noise costs as much as the value: only where it decides
+        if matched - halo > allowed and _exceeds(off, var[k, r, x], slack, small * amplitude, sigma):
+            noise = _match_noise(mask[k], var[k], rows, r, x, kernels[k, ky, kx], total)
+            if _exceeds(matched - halo, noise, slack, allowed, sigma):
+                deviant += 1
+                values[k] = matched
     if deviant == 0 or deviant > epochs[number]:
         return False
     for k in range(n):
         if mask[k, r, x] & _BLATANT or (judged > 1 and values[k] != np.inf):
-            mask[k, r, x] |= REJECTED
+            mask[k, r, x] |= _REJECTED
     return True
 
 
 @njit(cache=True, nogil=True)
-def _match_pixel(sci, mask, var, middle, rows, r, x, kernel, total, noise):
-    """One input convolved at one pixel, the variance of that, and the part of the kernel on saturated pixels; missing
-    pixels are taken from the median, rows and columns beyond the image from its edge. `kernel` is mirrored;
-    `total`, `noise` are scratch of its width.
+def _match_pixel(sci, mask, middle, rows, r, x, kernel, total):
+    """One input convolved at one pixel, and the part of the kernel on saturated pixels; missing pixels are taken from
+    the median, rows and columns beyond the image from its edge. `kernel` is mirrored; `total` is scratch of its width.
     """
     size = kernel.shape[0]
     half = size // 2
     soft = np.float32(0)
-    total[:], noise[:] = 0, 0
+    total[:] = 0
     inside = x >= half and x + half < sci.shape[1]
     for j in range(size):
         v = min(max(r - half + j, rows[0]), rows[1] - 1)
-        taps = kernel[j]
         if inside:
-            line, here, variance = sci[v, x - half :], mask[v, x - half :], var[v, x - half :]
-            marked = np.int16(0)
+            # pieces without a branch in the loop run in vector registers
+            piece, taps, marked = slice(x - half, x + half + 1), kernel[j], np.int16(0)
+            line, here, instead = sci[v, piece], mask[v, piece], middle[v, piece]
             for i in range(size):
-                marked |= here[i]
-            if marked & (_HARD | _SOFT | _BLATANT) == 0:
-                for i in range(size):
-                    total[i] += taps[i] * line[i]
-                    noise[i] += taps[i] * taps[i] * variance[i]
+                total[i] += taps[i] * (line[i] if here[i] & _UNFIT == 0 else instead[i])
+                marked = np.int16(marked | here[i])
+            if marked & _SOFT == 0:
                 continue
         for i in range(size):
             u = min(max(x - half + i, 0), sci.shape[1] - 1)
-            good = mask[v, u] & (_HARD | _SOFT | _BLATANT) == 0
-            total[i] += taps[i] * (sci[v, u] if good else middle[v, u])
-            noise[i] += taps[i] * taps[i] * (var[v, u] if good else np.float32(0))
-            soft += abs(taps[i]) if mask[v, u] & _SOFT else np.float32(0)
-    return np.float32(total.sum()), np.float32(noise.sum()), soft
+            if not inside:
+                total[i] += kernel[j, i] * (sci[v, u] if mask[v, u] & _UNFIT == 0 else middle[v, u])
+            soft += abs(kernel[j, i]) if mask[v, u] & _SOFT else np.float32(0)
+    return np.float32(total.sum()), soft
+
+
+@njit(cache=True, nogil=True)
+def _match_noise(mask, var, rows, r, x, kernel, total):
+    """Variance of what `_match_pixel` gives."""
+    size = kernel.shape[0]
+    half = size // 2
+    total[:] = 0
+    inside = x >= half and x + half < var.shape[1]
+    for j in range(size):
+        v = min(max(r - half + j, rows[0]), rows[1] - 1)
+        if inside:
+            piece, taps = slice(x - half, x + half + 1), kernel[j]
+            line, here = var[v, piece], mask[v, piece]
+            for i in range(size):
+                total[i] += taps[i] * taps[i] * (line[i] if here[i] & _UNFIT == 0 else np.float32(0))
+            continue
+        for i in range(size):
+            u = min(max(x - half + i, 0), var.shape[1] - 1)
+            total[i] += kernel[j, i] * kernel[j, i] * (var[v, u] if mask[v, u] & _UNFIT == 0 else np.float32(0))
+    return np.float32(total.sum())
 
 
 @njit(cache=True, nogil=True)
 def grow_rows(sci, mask, var, rows, top, middle, guilty, sigma, small):
-    """Reject also the neighbours (3×3) of rejected pixels that deviate by more than `sigma` in the same input.
+    """Reject also the neighbours (3×3) of rejected items that deviate by more than `sigma` in the same input.
 
-    Returns the places of new rejections. Marks are set when all are known: the order of the places does not matter.
+    Returns the new items.
     """
     n, nx = sci.shape[0], sci.shape[2]
-    places, inputs = [0][:0], [0][:0]
-    for one in guilty:
+    grown = [0][:0]
+    for item in guilty:
+        one, k = item // n, item % n
         r, x = one // nx - top, one % nx
-        for k in range(n):
-            if not mask[k, r, x] & REJECTED:
-                continue
-            for v in range(max(r - 1, rows[0]), min(r + 2, rows[1])):
-                for u in range(max(x - 1, 0), min(x + 2, nx)):
-                    if mask[k, v, u] & REJECTED or mask[k, v, u] & _HARD:
-                        continue
-                    off = abs(sci[k, v, u] - middle[v, u])
-                    if not _exceeds(off, var[k, v, u], np.float32(1), np.float32(0), sigma):
-                        continue
-                    number, saturated = _count_inputs(mask, v, u)
-                    if number < 2 or saturated > 0:
-                        continue
-                    allowed = small * _amplitude(middle, rows, v, u, 1)
-                    slack = 1.0 + 0.5 * np.pi / number
-                    if _exceeds(off, var[k, v, u], slack, allowed, sigma):
-                        places.append((v + top) * nx + u)
-                        inputs.append(k)
-    for i in range(len(places)):
-        mask[inputs[i], places[i] // nx - top, places[i] % nx] |= REJECTED
-    return np.array(places)
+        for v in range(max(r - 1, rows[0]), min(r + 2, rows[1])):
+            for u in range(max(x - 1, 0), min(x + 2, nx)):
+                if mask[k, v, u] & (_OUT | _HARD):
+                    continue
+                off = abs(sci[k, v, u] - middle[v, u])
+                if not _exceeds(off, var[k, v, u], np.float32(1), np.float32(0), sigma):
+                    continue
+                number, saturated = _count_inputs(mask, v, u)
+                if number < 2 or saturated > 0:
+                    continue
+                allowed = small * _amplitude(middle, rows, v, u, 1)
+                if _exceeds(off, var[k, v, u], 1.0 + 0.5 * np.pi / number, allowed, sigma):
+                    mask[k, v, u] |= GROWN
+                    grown.append(((v + top) * nx + u) * n + k)
+    return np.array(grown)
 
 
 @njit(cache=True, nogil=True)
 def settle_rows(sci, mask, var, core, top, weight, place, guilty, out, noise, flags, count, used, rejected):
     """Write the pixels at which an input is rejected anew, for rows `core` of the buffers.
 
-    `rejected` (n,) counts the pixels each input loses.
+    A pixel may have several items in `guilty`; `used` (p, ny, nx, b) uint8 are the bytes of the planes; `rejected` (n,)
+    counts the pixels each input loses.
     """
     n, nx = sci.shape[0], sci.shape[2]
-    for one in guilty:
-        r, x = one // nx - top, one % nx
+    for item in guilty:
+        r, x = item // n // nx - top, item // n % nx
         if r < core[0] or r >= core[1]:
             continue
         y = r + top
@@ -304,15 +316,16 @@ def settle_rows(sci, mask, var, core, top, weight, place, guilty, out, noise, fl
         for k in range(n):
             if mask[k, r, x] & _HARD:
                 continue
-            if mask[k, r, x] & REJECTED:
-                used[place[k] // 31, y, x] &= ~np.int32(1 << (place[k] % 31))
-                rejected[k] += 1
+            if mask[k, r, x] & _OUT:
+                plane, byte, bit = place[k] // 31, place[k] % 31 // 8, place[k] % 31 % 8
+                rejected[k] += used[plane, y, x, byte] >> bit & 1
+                used[plane, y, x, byte] &= ~np.uint8(1 << bit)
                 continue
             w = weight[k]
             mean += w * sci[k, r, x]
             total += w
             scatter += np.float32(w * w) * var[k, r, x]
-            bits |= mask[k, r, x] & ~np.int16(MARKS)
+            bits |= mask[k, r, x] & ~np.int16(_MARKS)
             number += 1
         out[y, x] = np.float32(mean / total)
         noise[y, x] = np.float32(scatter / (total * total))
