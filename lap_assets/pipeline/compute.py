@@ -28,7 +28,8 @@ THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"
 BROKEN = (BrokenProcessPool, CancelledError)  # what an executor raises that is of no use any more
 LIMIT_FILES = ("memory.max", "memory.limit_in_bytes")  # of control groups, version 2 and 1
 PRELOAD = ["lap_assets.pipeline.preload"]
-# of glibc's mallopt: one arena for all threads, no mapping of its own for a large array, nothing given back below 2 GiB
+# for glibc's mallopt: one arena for all threads, no mapping of its own for a large array, nothing given back below
+# 2 GiB. Else the system clears the pages of every array anew: for a warp of eight chips in 0.4 to 1.2 s, not in 0.25 s
 KEEP_FREED = ((-8, 1), (-4, 0), (-1, 2**31 - 1))
 
 
@@ -49,7 +50,7 @@ _made = {"product": ""}  # whose unit was the last in this process
 
 
 def configure_process() -> None:
-    """One BLAS thread, memory that is kept, and a numba cache that an edit of any kernel invalidates as a whole.
+    """One BLAS thread, and a numba cache that an edit of any kernel invalidates as a whole.
 
     Called before numpy's heavy users are imported wherever a process starts (the command line, a Dagster run); workers
     inherit the environment. Numba does not see an edited callee in another module (measured: stale results).
@@ -58,19 +59,7 @@ def configure_process() -> None:
         os.environ.setdefault(name, "1")
     os.environ.setdefault("NUMBA_CACHE_DIR", str(numba_cache_dir()))
     threadpool_limits(1)
-    _keep_freed_memory()
     logging.raiseExceptions = False  # a log that cannot be written (disk full) must not bury the work's own error
-
-
-def _keep_freed_memory() -> None:
-    """Have arrays made of memory that others left, not of pages that the system clears for each (glibc only).
-
-    Measured for a warp of eight chips: 0.25 s of the system's time instead of 0.4 to 1.2 s, at the same peak.
-    """
-    libc = ctypes.CDLL(None)
-    if hasattr(libc, "mallopt"):
-        for option, value in KEEP_FREED:
-            libc.mallopt(option, value)
 
 
 def numba_cache_dir() -> Path:
@@ -226,10 +215,12 @@ def describe_loss(error: BaseException) -> str:
 def reset_peak_memory(product: str = "") -> None:
     """Let the peak of a worker's memory begin anew, where Linux allows it; that of a main process is everybody's.
 
-    What units of another product left (`_keep_freed_memory`) is given back before; so is all where none is named.
+    Memory that units leave is kept for those of the same product, and given back before one of another.
     """
     libc = ctypes.CDLL(None)
-    if (not product or product != _made["product"]) and hasattr(libc, "malloc_trim"):
+    if hasattr(libc, "mallopt") and (not product or product != _made["product"]):
+        for option, value in KEEP_FREED:
+            libc.mallopt(option, value)
         libc.malloc_trim(0)
     _made["product"] = product
     if multiprocessing.parent_process() is None:

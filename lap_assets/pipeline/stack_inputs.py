@@ -24,10 +24,9 @@ from lap_assets.store.repo import Repo
 _HARD = int(NO_WEIGHT)
 _STREAK = int(Mask.STREAK)
 _SAMPLED_ROWS = 128
-_PIECE_PX = 1 << 16  # read at a time: stays in the processor's cache while bytes are swapped, summed and copied
 
-# (first row, last row + 1) -> sci, mask, var of these rows
-Read = Callable[[int, int], Sequence[np.ndarray]]
+# (first row, last row + 1, arrays to be filled if there are any) -> sci, mask, var of these rows
+Read = Callable[[int, int, Sequence[np.ndarray] | None], Sequence[np.ndarray]]
 
 
 @dataclass
@@ -77,16 +76,13 @@ class StackInput:
         if known is not None:
             return float(known)
         step = max(self.shape[0] // _SAMPLED_ROWS, 1)
-        rows = [self.read(row, row + 1) for row in range(0, self.shape[0], step)]
+        rows = [self.read(row, row + 1, None) for row in range(0, self.shape[0], step)]
         sci, mask, var = (np.concatenate([one[plane] for one in rows]) for plane in range(3))
         return typical_variance(MaskedImage(sci, mask, var))
 
     def fill(self, first: int, last: int, sci: np.ndarray, mask: np.ndarray, var: np.ndarray) -> None:
         """Read rows into the given arrays, trails masked."""
-        step = max(_PIECE_PX // self.shape[1], 1)
-        for row in range(first, last, step):
-            piece = np.s_[row - first : min(row + step, last) - first]
-            sci[piece], mask[piece], var[piece] = self.read(row, min(row + step, last))
+        self.read(first, last, (sci, mask, var))
         if self.n_streaks:
             trails = np.unpackbits(self._draw()[first:last], axis=1, count=self.shape[1])
             mask |= trails.astype(np.int16) * np.int16(_STREAK)
@@ -140,7 +136,13 @@ def wrap_images(images: Sequence[MaskedImage]) -> list[StackInput]:
     """Warps that lie in memory, of which nothing else is known."""
 
     def make_reader(image: MaskedImage) -> Read:
-        return lambda first, last: (image.sci[first:last], image.mask[first:last], image.var[first:last])
+        def read(first: int, last: int, out: Sequence[np.ndarray] | None) -> Sequence[np.ndarray]:
+            rows = [plane[first:last] for plane in (image.sci, image.mask, image.var)]
+            for into, one in zip(out or (), rows, strict=False):
+                into[...] = one
+            return out or rows
+
+        return read
 
     return [StackInput(image.header, image.shape, make_reader(image)) for image in images]
 

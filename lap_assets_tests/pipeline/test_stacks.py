@@ -378,10 +378,13 @@ from lap_assets.pipeline.stacks import combine_inputs
 from lap_assets.settings import StackSettings
 from lap_assets_tests.memory import read_peak_mib
 width = 1000
-def read(first, last):
+def read(first, last, out):
     rng = np.random.default_rng(first)
     size = (last - first, width)
-    return rng.normal(0, 10, size).astype("f4"), np.zeros(size, "i2"), np.full(size, 100, "f4")
+    rows = rng.normal(0, 10, size).astype("f4"), np.zeros(size, "i2"), np.full(size, 100, "f4")
+    for into, one in zip(out, rows, strict=True):
+        into[...] = one
+    return out
 header = fits.Header({"CD1_1": -1e-4, "FWHM": 1.0, "MEDVAR": 100.0})
 peaks = []
 for n, height in ((3, 40), (24, 40), (3, 900), (24, 900)):  # the first two compile
