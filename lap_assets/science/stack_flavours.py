@@ -59,10 +59,11 @@ def _add_skies(sci, used, weights, skies, common, row, below, column, beside, ri
     """
     ny, nx = sci.shape
     n, last, width = weights.size, skies.shape[1] - 1, used.shape[2] // sci.shape[1]
+    plane, byte, bit = np.arange(n) // 31, np.arange(n) % 31 // 8, np.arange(n) % 31 % 8
     whole = np.zeros((used.shape[0], _STRIP * width), np.uint8)
     for k in range(n):
         if weights[k] > 0:
-            whole[k // 31, k % 31 // 8 :: width] |= np.uint8(1 << (k % 31 % 8))
+            whole[plane[k], byte[k] :: width] |= np.uint8(1 << bit[k])
     for y in range(ny):
         top, bottom, part = row[y], min(row[y] + 1, last), below[y]
         upper, lower, plain, corrected = common[top], common[bottom], sci[y], out[y]
@@ -77,7 +78,7 @@ def _add_skies(sci, used, weights, skies, common, row, below, column, beside, ri
             for x in range(x0, x1):
                 sky, total = 0.0, 0.0
                 for k in range(n):
-                    if weights[k] > 0 and (used[k // 31, y, x * width + k % 31 // 8] >> (k % 31 % 8)) & 1:
+                    if weights[k] > 0 and used[plane[k], y, x * width + byte[k]] >> bit[k] & 1:
                         first = _blend(skies[k, top], column[x], beside[x], right[x])
                         second = _blend(skies[k, bottom], column[x], beside[x], right[x])
                         sky += weights[k] * (first + part * (second - first))
