@@ -371,13 +371,9 @@ class _Stream:
         fresh = merge_rows(
             one.sci, one.mask, one.var, rows, one.top, self.weight, self.place, self.level,
             sorting_network(self.weight.size), limit,
-            image.sci, image.var, image.mask, image.planes["NINPUT"], self._used_bytes(), self.middle,
+            image.sci, image.var, image.mask, image.planes["NINPUT"], self.used.view(np.uint8), self.middle,
         )  # fmt: skip
         self.found = np.concatenate([self.found, fresh])
-
-    def _used_bytes(self) -> np.ndarray:
-        """(p, ny, nx, b) view: one type for the kernels, however wide the planes are."""
-        return self.used.view(np.uint8).reshape(*self.used.shape, -1)
 
     def settle_band(self) -> None:
         """Judge what deviates in the band, and average anew where something is rejected."""
@@ -402,7 +398,7 @@ class _Stream:
         image = self.image
         settle_rows(
             one.sci, one.mask, one.var, core, one.top, self.weight, self.place, np.concatenate(guilty),
-            image.sci, image.var, image.mask, image.planes["NINPUT"], self._used_bytes(), self.rejected,
+            image.sci, image.var, image.mask, image.planes["NINPUT"], self.used.view(np.uint8), self.rejected,
         )  # fmt: skip
         self.guilty = self.guilty[self.guilty >= (last - _GROW_ROUNDS) * nx * n]
 

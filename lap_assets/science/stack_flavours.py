@@ -38,7 +38,9 @@ def restore_sky(sci: np.ndarray, used: np.ndarray, weights: np.ndarray, skies: n
     mean = np.tensordot(weights / weights.sum(), skies, axes=1).astype(np.float32)
     common = mean[:, column] + right * (mean[:, beside] - mean[:, column])
     out = np.empty_like(sci)
-    _add_skies(sci, used, weights, skies, common, row, below, column, beside, right, out)
+    _add_skies(
+        sci, np.ascontiguousarray(used).view(np.uint8), weights, skies, common, row, below, column, beside, right, out
+    )
     return out
 
 
@@ -51,13 +53,17 @@ def _locate(pixels: np.ndarray, block_px: int, n: int) -> tuple[np.ndarray, np.n
 
 @njit(cache=True, nogil=True)
 def _add_skies(sci, used, weights, skies, common, row, below, column, beside, right, out):
-    """Add the mean sky, interpolated along x already, where all inputs were used, else the mean of those used."""
+    """Add the mean sky, interpolated along x already, where all inputs were used, else the mean of those used.
+
+    `used`: as in `stack_kernels.merge_rows`, one type however many inputs there are.
+    """
     ny, nx = sci.shape
-    n, last = weights.size, skies.shape[1] - 1
-    whole = np.zeros(used.shape[0], used.dtype)
+    n, last, width = weights.size, skies.shape[1] - 1, used.shape[2] // sci.shape[1]
+    plane, byte, bit = np.arange(n) // 31, np.arange(n) % 31 // 8, np.arange(n) % 31 % 8
+    whole = np.zeros((used.shape[0], _STRIP * width), np.uint8)
     for k in range(n):
         if weights[k] > 0:
-            whole[k // 31] |= used.dtype.type(1 << (k % 31))
+            whole[plane[k], byte[k] :: width] |= np.uint8(1 << bit[k])
     for y in range(ny):
         top, bottom, part = row[y], min(row[y] + 1, last), below[y]
         upper, lower, plain, corrected = common[top], common[bottom], sci[y], out[y]
@@ -66,13 +72,13 @@ def _add_skies(sci, used, weights, skies, common, row, below, column, beside, ri
         for x0 in range(0, nx, _STRIP):
             x1, some = min(x0 + _STRIP, nx), False
             for p in range(used.shape[0]):
-                some |= _differ(used[p, y, x0:x1], whole[p])
+                some |= _differ(used[p, y, x0 * width : x1 * width], whole[p])
             if not some:
                 continue
             for x in range(x0, x1):
                 sky, total = 0.0, 0.0
                 for k in range(n):
-                    if weights[k] > 0 and (used[k // 31, y, x] >> (k % 31)) & 1:
+                    if weights[k] > 0 and used[plane[k], y, x * width + byte[k]] >> bit[k] & 1:
                         first = _blend(skies[k, top], column[x], beside[x], right[x])
                         second = _blend(skies[k, bottom], column[x], beside[x], right[x])
                         sky += weights[k] * (first + part * (second - first))
@@ -83,9 +89,9 @@ def _add_skies(sci, used, weights, skies, common, row, below, column, beside, ri
 @njit(cache=True, nogil=True)
 def _differ(bits, whole):
     """Whether one of some pixels lacks an input."""
-    other = bits[0] ^ bits[0]
+    other = np.uint8(0)
     for x in range(bits.size):
-        other |= bits[x] ^ whole
+        other = np.uint8(other | (bits[x] ^ whole[x]))
     return other != 0
 
 

@@ -86,8 +86,8 @@ def merge_rows(sci, mask, var, rows, top, weight, place, level, network, limit, 
         noise of the median adds π/2n of the variance.
     out, noise, flags, count
         Planes of the whole stack, written: mean, its variance, mask, number of the inputs.
-    used : (p, ny, nx, b) uint8
-        Bytes of the planes of bits, written.
+    used : (p, ny, nx·b) uint8
+        Planes of bits as bytes, low ones first, written: one type however many inputs there are.
     middle : (r, nx) float32
         Written: median of the inputs, the lower one of the middle two.
 
@@ -97,6 +97,7 @@ def merge_rows(sci, mask, var, rows, top, weight, place, level, network, limit, 
         Candidates as (row of the image) · nx + column, ascending within strips of columns.
     """
     n, nx = sci.shape[0], sci.shape[2]
+    width = used.shape[2] // nx
     values, flawed = np.empty((n, _STRIP), np.float32), np.empty(n, np.int16)
     mean, total, scatter = np.empty(_STRIP), np.empty(_STRIP), np.empty(_STRIP, np.float32)
     deviant, entered = np.empty(_STRIP, np.int32), np.empty((used.shape[0], _STRIP), np.int32)
@@ -107,7 +108,9 @@ def merge_rows(sci, mask, var, rows, top, weight, place, level, network, limit, 
         for x0 in range(0, nx, _STRIP):
             m = min(_STRIP, nx - x0)
             bits, number = flags[y, x0 : x0 + m], count[y, x0 : x0 + m]
-            _add_inputs(sci, mask, var, r, x0, y, out.shape[0], weight, level, offset, values, flawed, mean, scatter, bits)
+            _add_inputs(
+                sci, mask, var, r, x0, y, out.shape[0], weight, level, offset, values, flawed, mean, scatter, bits
+            )
             whole = True
             for k in range(n):
                 whole &= flawed[k] & _HARD == 0
@@ -116,12 +119,12 @@ def merge_rows(sci, mask, var, rows, top, weight, place, level, network, limit, 
             if not whole:
                 _name_holes(mask, r, x0, number, bits)
             for p in range(used.shape[0]):
-                _write_bytes(entered[p], used[p, y, x0 : x0 + m])
+                _write_bytes(entered[p], width, used[p, y, x0 * width : (x0 + m) * width])
             if limit == np.inf:
                 continue
             _sort_columns(values, network, m)
-            middle_here = middle[r, x0 : x0 + m]
-            if _find_deviants(sci, mask, var, r, x0, values, number, whole, np.float32(limit), middle_here, deviant):
+            reference = middle[r, x0 : x0 + m]
+            if _find_deviants(sci, mask, var, r, x0, values, number, whole, np.float32(limit), reference, deviant):
                 for x in range(m):
                     if deviant[x]:
                         found.append(y * nx + x0 + x)
@@ -136,7 +139,8 @@ def _add_inputs(sci, mask, var, r, x0, y, ny, weight, level, offset, values, fla
     mean[:m], scatter[:m], bits[:] = 0, 0, 0
     offset_here = offset[x0 : x0 + m]
     for k in range(sci.shape[0]):
-        # pieces of rows, not of the cube: only these are known to be contiguous, and run in vector registers
+        # pieces of rows, not of the cube: only these are known to be contiguous, and run in vector registers; int16 by
+        # name, as `|` makes int64 of two of them
         line, here, variance = sci[k, r, x0 : x0 + m], mask[k, r, x0 : x0 + m], var[k, r, x0 : x0 + m]
         column, w, w2 = values[k], weight[k], np.float32(weight[k] * weight[k])
         base, slope = _level_of_row(level[k], y, ny, nx)
@@ -202,6 +206,7 @@ def _write_means(mean, total, scatter, out, noise):
 
 @njit(cache=True, nogil=True)
 def _name_holes(mask, r, x0, number, bits):
+    """Where no input is left, all that is wrong with them."""
     for x in range(number.size):
         if number[x] == 0:
             bits[x] = _NO_DATA
@@ -210,14 +215,15 @@ def _name_holes(mask, r, x0, number, bits):
 
 
 @njit(cache=True, nogil=True)
-def _write_bytes(bits, planes):
-    if planes.shape[1] == 1:
-        for x in range(planes.shape[0]):
-            planes[x, 0] = bits[x]
+def _write_bytes(bits, width, piece):
+    """Bits of the pixels of a piece of a row, `width` bytes each, low ones first."""
+    if width == 1:
+        for x in range(piece.size):
+            piece[x] = bits[x]
     else:
-        for x in range(planes.shape[0]):
-            for b in range(planes.shape[1]):
-                planes[x, b] = bits[x] >> (8 * b)
+        for x in range(piece.size // width):
+            for b in range(width):
+                piece[x * width + b] = bits[x] >> (8 * b)
 
 
 @njit(cache=True, nogil=True)
@@ -233,7 +239,10 @@ def _sort_columns(values, network, m):
 
 @njit(cache=True, nogil=True)
 def _find_deviants(sci, mask, var, r, x0, values, number, whole, limit, middle, deviant):
-    """Median of each column, and 1 where a good input deviates from it by more than `limit`; whether there is any."""
+    """Median of each column, and 1 where a good input deviates from it by more than `limit`; whether there is any.
+
+    `whole`: all inputs are good in all columns.
+    """
     n, m = sci.shape[0], middle.size
     deviant[:m] = 0
     if whole:

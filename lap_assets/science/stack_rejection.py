@@ -301,10 +301,11 @@ def grow_rows(sci, mask, var, rows, top, middle, guilty, sigma, small):
 def settle_rows(sci, mask, var, core, top, weight, place, guilty, out, noise, flags, count, used, rejected):
     """Write the pixels at which an input is rejected anew, for rows `core` of the buffers.
 
-    A pixel may have several items in `guilty`; `used` (p, ny, nx, b) uint8 are the bytes of the planes; `rejected` (n,)
-    counts the pixels each input loses.
+    A pixel may have several items in `guilty`; `used` is as in `merge_rows`; `rejected` (n,) counts the pixels each
+    input loses.
     """
     n, nx = sci.shape[0], sci.shape[2]
+    width = used.shape[2] // nx
     for item in guilty:
         r, x = item // n // nx - top, item // n % nx
         if r < core[0] or r >= core[1]:
@@ -317,9 +318,9 @@ def settle_rows(sci, mask, var, core, top, weight, place, guilty, out, noise, fl
             if mask[k, r, x] & _HARD:
                 continue
             if mask[k, r, x] & _OUT:
-                plane, byte, bit = place[k] // 31, place[k] % 31 // 8, place[k] % 31 % 8
-                rejected[k] += used[plane, y, x, byte] >> bit & 1
-                used[plane, y, x, byte] &= ~np.uint8(1 << bit)
+                plane, byte, bit = place[k] // 31, x * width + place[k] % 31 // 8, place[k] % 31 % 8
+                rejected[k] += used[plane, y, byte] >> bit & 1
+                used[plane, y, byte] &= ~np.uint8(1 << bit)
                 continue
             w = weight[k]
             mean += w * sci[k, r, x]

@@ -11,7 +11,8 @@ from lap_assets.model.image import Mask, MaskedImage
 from lap_assets.science import stack
 from lap_assets.science.psf_grid import PsfGrid, lay_nodes
 from lap_assets.science.stack import ClipLimits, Combination
-from lap_assets.science.stack_kernels import sorting_network
+from lap_assets.science.stack_kernels import merge_rows, sorting_network
+from lap_assets.science.stack_rejection import settle_rows
 
 LIMITS = ClipLimits()
 NOISE = 10.0
@@ -215,6 +216,16 @@ def test_bands_do_not_matter():
     assert np.array_equal(whole.used, thin.used)
     assert np.array_equal(whole.rejected, thin.rejected)
     assert whole.rejected.min() > 100
+
+
+def test_one_compiled_form_serves_any_number_of_inputs():
+    """The planes of bits are one, two or four bytes wide; compiling anew for each would cost seconds."""
+    for n in (3, 9, 16, 33):
+        combined = combine_images(images := make_inputs([2.4] * n, seed=n), plan(images))
+        assert combined.used.dtype.itemsize == (1 if n <= 8 else 2 if n <= 15 else 4)
+        bits = sum(((combined.used[k // 31] >> (k % 31)) & 1).astype(int) for k in range(n))
+        assert np.array_equal(bits, combined.image.planes["NINPUT"])
+    assert len(merge_rows.signatures) == len(settle_rows.signatures) == 1
 
 
 def test_covariance_of_a_mean():
