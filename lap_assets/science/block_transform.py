@@ -7,6 +7,7 @@ and kernels as transfer functions of a block. Not here: which filters (`alard_lu
 from dataclasses import dataclass
 
 import numpy as np
+from numba import njit
 from scipy import fft
 
 # even sides of small prime factors, quick to transform
@@ -68,6 +69,39 @@ class BlockGrid:
         for column in range(self.n_columns):
             first, last = self.columns(column)
             into[:, first:last] = kept[column, :, : last - first]
+
+    def join(self, times: int) -> "BlockGrid":
+        """The grid of cells of `times` × `times` blocks, from the same corner."""
+        return BlockGrid(self.shape, times * self.inner + 2 * self.halo, self.halo)
+
+
+@njit(cache=True, nogil=True)
+def cut_block(planes, side, row, column, inner, halo):
+    """(len(planes), side, side) float32: one block of a grid, of each plane; zero beyond the image."""
+    ny, nx = planes[0].shape
+    block = np.empty((len(planes), side, side), np.float32)
+    top, left = row * inner - halo, column * inner - halo
+    begin, end = max(-left, 0), min(nx - left, side)
+    for number, plane in enumerate(planes):
+        for v in range(side):
+            line, y = block[number, v], top + v
+            if y < 0 or y >= ny:
+                line[:] = 0
+                continue
+            line[:begin], line[end:] = 0, 0
+            line[begin:end] = plane[y, left + begin : left + end]
+    return block
+
+
+@njit(cache=True, nogil=True)
+def paste_block(block, planes, row, column, inner, halo):
+    """Write the inner part of a block (of `cut_block`) into each of the planes."""
+    ny, nx = planes[0].shape
+    left = column * inner
+    width = min(inner, nx - left)
+    for number, plane in enumerate(planes):
+        for y in range(row * inner, min((row + 1) * inner, ny)):
+            plane[y, left : left + width] = block[number, y - row * inner + halo, halo : halo + width]
 
 
 def lay_blocks(shape: tuple[int, int], halo: int, about: int = 256) -> BlockGrid:
