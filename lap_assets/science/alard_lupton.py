@@ -71,7 +71,7 @@ def subtract_alard_lupton(
     # the stamps lie on stars; all the sky between them knows the level better by far
     subtract_sky(image.sci, image.var, fit_sky(image.sci[THIN], places, image.shape, fit.background_order))
     grid = lay_noise_blocks(image.shape)
-    mix = measure_mix(grid, broad.var[::4, ::4], smooth[::2, ::2], covariances)
+    mix = measure_mix(grid, broad.var[::8, ::8], smooth[::4, ::4], covariances, 8)
     if limits.decorrelate:
         whiten_difference(image, (broad.var, smooth), kernels[0], grid, mix, covariances)
         psf = whiten_psf(psf, grid, mix, kernels[0])

@@ -135,15 +135,19 @@ def lay_noise_blocks(shape: tuple[int, int]) -> BlockGrid:
     return lay_blocks(shape, _REACH_PX)
 
 
-def measure_mix(grid: BlockGrid, broad: np.ndarray, sharp: np.ndarray, noisecov: tuple[float, float]) -> NoiseMix:
+def measure_mix(
+    grid: BlockGrid, broad: np.ndarray, sharp: np.ndarray, noisecov: tuple[float, float], step: int = 4
+) -> NoiseMix:
     """Noise of both images in each block; that of the whole image where a block has none.
 
     Parameters
     ----------
     grid : BlockGrid
-    broad, sharp : (ny / 4, nx / 4)
-        Variances of the image left alone and of the one convolved, of every fourth row and column: medians to 1 %.
+    broad, sharp : (ny / step, nx / step)
+        Variances of the image left alone and of the one convolved, of some rows and columns: medians to 1 %.
     noisecov : (float, float)
+    step : int
+        From one row and column to the next.
 
     Raises
     ------
@@ -157,7 +161,7 @@ def measure_mix(grid: BlockGrid, broad: np.ndarray, sharp: np.ndarray, noisecov:
     levels = np.empty((2, grid.n_rows, grid.n_columns))
     for row, column in np.ndindex(grid.n_rows, grid.n_columns):
         (top, bottom), (left, right) = grid.bounds(row), grid.columns(column)
-        part = np.s_[top // 4 : (bottom + 3) // 4, left // 4 : (right + 3) // 4]
+        part = np.s_[top // step : -(-bottom // step), left // step : -(-right // step)]
         here = both[part]
         for plane, variance, usual in zip(levels, (broad, sharp), typical, strict=True):
             plane[row, column] = np.median(variance[part][here]) if here.any() else usual

@@ -14,7 +14,7 @@ from scipy import fft
 
 from lap_assets.model.image import NO_WEIGHT, UNUSABLE, Mask, MaskedImage
 from lap_assets.science.block_transform import BlockGrid, cut_block, lay_blocks, paste_block, transfer_functions
-from lap_assets.science.convolved_variance import smooth_variance
+from lap_assets.science.convolved_variance import halve_variance, smooth_halved
 from lap_assets.science.decorrelation import (
     NoiseMix,
     mean_over_frequencies,
@@ -33,6 +33,7 @@ _UNUSABLE = int(UNUSABLE)
 _NO_DATA = int(Mask.NO_DATA)
 _ABOUT = 160  # px of a block: what is done to it stays in the processor's cache
 _CELL_PX = 400  # about: blocks that share one pair of PSFs
+_FEW = 8  # rows and columns from one pixel to the next of those that tell the noise of a cell
 _GRID = 72  # px of the transform on which gains are summed and filters looked at
 _KERNEL_RADIUS = 12  # px of what is followed of a filter for masks and variance
 # a delta function of this flux is mixed into both PSFs: frequencies that neither passes are subtracted as they are
@@ -56,13 +57,16 @@ def subtract_zogy(
     halo = 2 * int(np.clip(np.ceil(2.0 * max(psf.fwhm_px for psf in psfs)), 8, 20))
     grid = lay_blocks(science.shape, halo, _ABOUT)
     cells = grid.join(max(round(_CELL_PX / grid.inner), 1))
-    mix = measure_mix(cells, science.var[::4, ::4], template.var[::4, ::4] * np.float32(stars.ratio**2), noisecov)
+    mix = measure_mix(
+        cells, science.var[::_FEW, ::_FEW], template.var[::_FEW, ::_FEW] * np.float32(stars.ratio**2), noisecov, _FEW
+    )
     pictures = _central_filters(psfs, grid.shape, mix)
     wide = psf_science.fwhm_px >= psf_template.fwhm_px
     sharp, broad, kernel = (template, science, pictures[1]) if wide else (science, template, pictures[0])
     mask = merge_masks(sharp, broad, bad[1] if wide else bad[0], kernel, limits.kernel.max_bad_weight)
     image = MaskedImage(np.empty_like(new), mask, np.empty_like(new))
-    smooth = [smooth_variance((science, template)[k % 2].var, bad[k % 2], one) for k, one in enumerate(pictures)]
+    halved = [halve_variance(one.var, lost) for one, lost in zip((science, template), bad, strict=True)]
+    smooth = [smooth_halved(halved[k % 2], one) for k, one in enumerate(pictures)]
     columns, rows = cells.centres()
     x, y = np.tile(columns, cells.n_rows), np.repeat(rows, cells.n_columns)
     stamps = [psf.evaluate_many(x, y) for psf in psfs]
