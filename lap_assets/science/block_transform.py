@@ -5,6 +5,7 @@ and kernels as transfer functions of a block. Not here: which filters (`alard_lu
 """
 
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 from numba import njit
@@ -120,8 +121,15 @@ def transfer_functions(kernels: np.ndarray, side: int) -> np.ndarray:
     size = kernels.shape[-1]
     middle = size // 2
     rows = fft.rfft(kernels.astype(np.float32), side, axis=2, workers=1)
-    rows *= np.exp(2j * np.pi * middle * np.arange(rows.shape[2]) / side).astype(np.complex64)
-    padded = np.zeros((len(kernels), side, rows.shape[2]), np.complex64)
-    padded[:, : size - middle] = rows[:, middle:]
-    padded[:, side - middle :] = rows[:, :middle]
+    turns = _turns(side, middle)
+    padded = np.empty((len(kernels), side, rows.shape[2]), np.complex64)
+    np.multiply(rows[:, middle:], turns, out=padded[:, : size - middle])
+    padded[:, size - middle : side - middle] = 0
+    np.multiply(rows[:, :middle], turns, out=padded[:, side - middle :])
     return fft.fft(padded, axis=1, overwrite_x=True, workers=1)
+
+
+@cache
+def _turns(side: int, middle: int) -> np.ndarray:
+    """Factors that bring pixel `middle` to the first place."""
+    return np.exp(2j * np.pi * middle * np.arange(side // 2 + 1) / side).astype(np.complex64)

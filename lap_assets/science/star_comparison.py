@@ -124,9 +124,13 @@ def judge_stars(image: MaskedImage, brightness: MaskedImage, x: np.ndarray, y: n
         return float("nan")
     at = np.arange(-half, half + 1)
     rows, columns = (y[:, None] + at)[:, :, None], (x[:, None] + at)[:, None, :]
-    variance = image.var[rows, columns] + (_MODEL_ERROR * brightness.sci[rows, columns]) ** 2
-    good = (image.mask[rows, columns] & _UNUSABLE == 0) & (image.var[rows, columns] > 0) & np.isfinite(variance)
-    chi2 = np.where(good, image.sci[rows, columns] ** 2 / np.where(good, variance, 1.0), 0.0)
+    variance = image.var[rows, columns]
+    good = (image.mask[rows, columns] & _UNUSABLE == 0) & (variance > 0) & np.isfinite(variance)
+    # what is masked may hold anything: out before it is squared
+    light, rest = (np.where(good, one.sci[rows, columns], 0.0).astype(float) for one in (brightness, image))
+    good &= np.isfinite(light)
+    total = np.where(good, variance + (_MODEL_ERROR * light) ** 2, 1.0)
+    chi2 = np.where(good, rest**2 / total, 0.0)
     count = good.sum(axis=(1, 2))
     return float(np.median(chi2.sum(axis=(1, 2))[count > 0] / count[count > 0])) if count.any() else float("nan")
 

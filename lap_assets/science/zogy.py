@@ -158,10 +158,13 @@ def _filter_blocks(grid: BlockGrid, cells: BlockGrid, planes, stamps, mix: Noise
     down, across = _shift_phases(grid.side, stars.offset_px)
     filters = np.empty((4, grid.side, grid.side // 2 + 1), np.complex64)
     times = cells.inner // grid.inner
-    for number, (row, column) in enumerate(np.ndindex(cells.n_rows, cells.n_columns)):
+    for row, column in np.ndindex(cells.n_rows, cells.n_columns):
+        if column == 0:
+            here = slice(row * cells.n_columns, (row + 1) * cells.n_columns)
+            transfers = [_transform_stamps(one[here], grid.side) for one in stamps]
         noise = np.float32(mix.broad[row, column]), np.float32(mix.sharp[row, column])
-        transfers = [_transform_stamps(one[number : number + 1], grid.side)[0] for one in stamps]
-        _make_filters(*transfers, *noise, down * np.float32(stars.ratio), across, filters)
+        new, old = (one[column] for one in transfers)
+        _make_filters(new, old, *noise, down * np.float32(stars.ratio), across, filters)
         below, right = min(times * (row + 1), grid.n_rows), min(times * (column + 1), grid.n_columns)
         # one block at a time: spectra and filters stay in the cache
         for one, two in product(range(times * row, below), range(times * column, right)):
