@@ -77,10 +77,17 @@ class BlockGrid:
 
 
 @njit(cache=True, nogil=True)
-def cut_block(planes, side, row, column, inner, halo):
-    """(len(planes), side, side) float32: one block of a grid, of each plane; zero beyond the image."""
+def _copy(source, to):
+    # several times faster than an assignment of slices
+    for x in range(source.size):
+        to[x] = source[x]
+
+
+@njit(cache=True, nogil=True)
+def cut_block(planes, row, column, inner, halo, block):
+    """Fill `block` (len(planes), side, side) with one block of a grid, of each plane; zero beyond the image."""
     ny, nx = planes[0].shape
-    block = np.empty((len(planes), side, side), np.float32)
+    side = block.shape[1]
     top, left = row * inner - halo, column * inner - halo
     begin, end = max(-left, 0), min(nx - left, side)
     for number, plane in enumerate(planes):
@@ -90,8 +97,7 @@ def cut_block(planes, side, row, column, inner, halo):
                 line[:] = 0
                 continue
             line[:begin], line[end:] = 0, 0
-            line[begin:end] = plane[y, left + begin : left + end]
-    return block
+            _copy(plane[y, left + begin : left + end], line[begin:end])
 
 
 @njit(cache=True, nogil=True)
@@ -102,7 +108,7 @@ def paste_block(block, planes, row, column, inner, halo):
     width = min(inner, nx - left)
     for number, plane in enumerate(planes):
         for y in range(row * inner, min((row + 1) * inner, ny)):
-            plane[y, left : left + width] = block[number, y - row * inner + halo, halo : halo + width]
+            _copy(block[number, y - row * inner + halo, halo : halo + width], plane[y, left : left + width])
 
 
 def lay_blocks(shape: tuple[int, int], halo: int, about: int = 256) -> BlockGrid:

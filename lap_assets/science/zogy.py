@@ -157,6 +157,7 @@ def _filter_blocks(grid: BlockGrid, cells: BlockGrid, planes, stamps, mix: Noise
     slopes = np.empty(coarse.shape, np.float32)
     down, across = _shift_phases(grid.side, stars.offset_px)
     filters = np.empty((4, grid.side, grid.side // 2 + 1), np.complex64)
+    block = np.empty((2, grid.side, grid.side), np.float32)
     times = cells.inner // grid.inner
     for row, column in np.ndindex(cells.n_rows, cells.n_columns):
         if column == 0:
@@ -168,7 +169,8 @@ def _filter_blocks(grid: BlockGrid, cells: BlockGrid, planes, stamps, mix: Noise
         below, right = min(times * (row + 1), grid.n_rows), min(times * (column + 1), grid.n_columns)
         # one block at a time: spectra and filters stay in the cache
         for one, two in product(range(times * row, below), range(times * column, right)):
-            spectra = fft.rfft2(cut_block(planes, grid.side, one, two, grid.inner, grid.halo), workers=1)
+            cut_block(planes, one, two, grid.inner, grid.halo, block)
+            spectra = fft.rfft2(block, workers=1)
             gradient = _combine(spectra, filters, coarse.side)
             paste_block(_invert(spectra, grid.side), (sci, score), one, two, grid.inner, grid.halo)
             _paste_slopes(_invert(gradient, coarse.side), slopes, one, two, coarse.inner, coarse.halo)
