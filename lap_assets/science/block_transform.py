@@ -65,11 +65,7 @@ class BlockGrid:
 
     def paste(self, blocks: np.ndarray, row: int, into: np.ndarray) -> None:
         """Write the inner parts of a row of blocks into the rows (of `bounds`) that `into` holds."""
-        n = into.shape[0]
-        kept = blocks[:, self.halo : self.halo + n, self.halo : self.halo + self.inner]
-        for column in range(self.n_columns):
-            first, last = self.columns(column)
-            into[:, first:last] = kept[column, :, : last - first]
+        _paste_row(blocks, into, self.inner, self.halo)
 
     def join(self, times: int) -> "BlockGrid":
         """The grid of cells of `times` × `times` blocks, from the same corner."""
@@ -98,6 +94,16 @@ def cut_block(planes, row, column, inner, halo, block):
                 continue
             line[:begin], line[end:] = 0, 0
             _copy(plane[y, left + begin : left + end], line[begin:end])
+
+
+@njit(cache=True, nogil=True)
+def _paste_row(blocks, into, inner, halo):
+    rows, nx = into.shape
+    for y in range(rows):
+        for column in range(blocks.shape[0]):
+            left = column * inner
+            width = min(inner, nx - left)
+            _copy(blocks[column, y + halo, halo : halo + width], into[y, left : left + width])
 
 
 @njit(cache=True, nogil=True)

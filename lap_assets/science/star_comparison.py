@@ -168,11 +168,15 @@ def _fit_pairs(first: np.ndarray, second: np.ndarray, radius: float) -> tuple[np
     distance = np.hypot(u[:, None], u[None, :])
     near = distance <= radius
     target = _invert(first)[:, near].astype(float)
-    turn_x, turn_y = -2j * np.pi * np.fft.rfftfreq(_PATCH)[None, :], -2j * np.pi * np.fft.fftfreq(_PATCH)[:, None]
+    v, w = np.fft.rfftfreq(_PATCH)[None, :], np.fft.fftfreq(_PATCH)[:, None]
+    turn_x, turn_y = ((-2j * np.pi * one).astype(np.complex64) for one in (v, w))
+    plane, here = _invert(second), second
     moved = np.zeros((len(second), 2))
-    for _ in range(2):
-        here = second * np.exp(moved[:, :1, None] * turn_x + moved[:, 1:, None] * turn_y)
-        parts = [_invert(one)[:, near].astype(float) for one in (here, here * turn_x, here * turn_y)]
+    for number in range(2):
+        if number:
+            here = second * np.exp(moved[:, :1, None] * turn_x + moved[:, 1:, None] * turn_y).astype(np.complex64)
+        shifted = _invert(here) if number else plane
+        parts = [one[:, near].astype(float) for one in (shifted, _invert(here * turn_x), _invert(here * turn_y))]
         # the constant in units of the star's peak, so that units do not matter
         level = np.broadcast_to(np.abs(parts[0]).max(axis=1, keepdims=True), target.shape)
         design = np.stack([*parts, level], axis=2)
@@ -183,7 +187,6 @@ def _fit_pairs(first: np.ndarray, second: np.ndarray, radius: float) -> tuple[np
         moved = moved + np.where(positive, np.clip(fits[:, 1:3] / np.where(positive, fits[:, :1], 1.0), -2.0, 2.0), 0.0)
         if np.abs(np.median(moved, axis=0)).max() < _SMALL_PX:
             break
-    plane = _invert(second)
     ring = np.median(plane[:, ~near & (distance <= 2.0 * radius)], axis=1)
     flux = (plane[:, near] - ring[:, None]).sum(axis=1)
     return np.column_stack([fits[:, 0], moved]), flux

@@ -171,7 +171,7 @@ def _filter_blocks(grid: BlockGrid, cells: BlockGrid, planes, stamps, mix: Noise
         for one, two in product(range(times * row, below), range(times * column, right)):
             cut_block(planes, one, two, grid.inner, grid.halo, block)
             spectra = fft.rfft2(block, workers=1)
-            gradient = _combine(spectra, filters, coarse.side)
+            gradient = _combine(spectra.view(np.float32), filters.view(np.float32), coarse.side).view(np.complex64)
             paste_block(_invert(spectra, grid.side), (sci, score), one, two, grid.inner, grid.halo)
             _paste_slopes(_invert(gradient, coarse.side), slopes, one, two, coarse.inner, coarse.halo)
     return score, slopes
@@ -238,36 +238,46 @@ def _make_filters(psf_new, psf_old, noise_new, noise_old, down, across, filters)
 
 
 @njit(cache=True, nogil=True)
-def _combine(spectra, filters, tall):
-    """Spectra (2, side, half) of a block in place: that of the science image becomes D, that of the template S.
-
-    Returns those (2, tall, tall // 2 + 1) of the slopes of the template's share of S along x and y, on half as many
-    pixels.
+def _mix_lines(new, old, one, two, three, four, share):
+    """A row of two spectra and of four filters, real and imaginary parts in turn: numba's complex numbers run in no
+    vector registers.
     """
-    side, width = spectra.shape[1:]
+    for k in range(new.size // 2):
+        a, b = 2 * k, 2 * k + 1
+        n, m, t, s = new[a], new[b], old[a], old[b]
+        share[a], share[b] = four[a] * t - four[b] * s, four[a] * s + four[b] * t
+        new[a] = one[a] * n - one[b] * m - (two[a] * t - two[b] * s)
+        new[b] = one[a] * m + one[b] * n - (two[a] * s + two[b] * t)
+        old[a] = three[a] * n - three[b] * m - share[a]
+        old[b] = three[a] * m + three[b] * n - share[b]
+
+
+@njit(cache=True, nogil=True)
+def _combine(spectra, filters, tall):
+    """Spectra (2, side, 2 · half) of a block in place: that of the science image becomes D, that of the template S.
+
+    Returns those (2, tall, 2 · (tall // 2 + 1)) of the slopes of the template's share of S along x and y, on half as
+    many pixels. All of real and imaginary parts in turn.
+    """
+    side = spectra.shape[1]
     half = tall // 2 + 1
-    slopes = np.empty((2, tall, half), np.complex64)
+    slopes = np.empty((2, tall, 2 * half), np.float32)
+    share = np.empty(spectra.shape[2], np.float32)
     unit = np.float32(0.25 * 2.0 * np.pi / side)
     for v in range(side):
-        new, old = spectra[0, v], spectra[1, v]
-        one, two, three, four = filters[0, v], filters[1, v], filters[2, v], filters[3, v]
+        _mix_lines(spectra[0, v], spectra[1, v], filters[0, v], filters[1, v], filters[2, v], filters[3, v], share)
         # row of the spectrum of half as many pixels
-        row, rate = -1, np.float32(0)
         if v < (tall + 1) // 2:
             row, rate = v, unit * np.float32(v)
         elif v >= side - tall // 2:
             row, rate = v - (side - tall), unit * np.float32(v - side)
-        if row >= 0:
-            along, up = slopes[0, row], slopes[1, row]
-            for u in range(half):
-                share = four[u] * old[u]
-                turned = np.complex64(complex(-share.imag, share.real))
-                along[u] = turned * (unit * np.float32(u))
-                up[u] = turned * rate
-        for u in range(width):
-            image, template = new[u], old[u]
-            new[u] = one[u] * image - two[u] * template
-            old[u] = three[u] * image - four[u] * template
+        else:
+            continue
+        along, up = slopes[0, row], slopes[1, row]
+        for u in range(half):
+            step = unit * np.float32(u)
+            along[2 * u], along[2 * u + 1] = -share[2 * u + 1] * step, share[2 * u] * step
+            up[2 * u], up[2 * u + 1] = -share[2 * u + 1] * rate, share[2 * u] * rate
     return slopes
 
 
