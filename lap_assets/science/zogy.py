@@ -77,7 +77,8 @@ def subtract_zogy(
     sky = choose_sky(MaskedImage(image.sci, mask, other.var), deep)
     surface = fit_sky(image.sci[THIN], sky, new.shape, limits.kernel.background_order)
     _finish_rows(cells, gains, stars, surface, smooth, slopes, image, score)
-    level = np.median(image.var[THIN][sky]) if sky.any() else sum(mix.typical)
+    spread = image.var[THIN][sky][::_FEW]
+    level = np.median(spread) if spread.size else sum(mix.typical)
     factor = float((mix.typical[0] * noisecov[0] + mix.typical[1] * noisecov[1]) / level)
     used, kept = (
         judge_stars(image, science, stars.x[one], stars.y[one], stars.half) for one in (stars.used, stars.left_out)
