@@ -1,9 +1,10 @@
 """Cutting an image into overlapping square blocks, on which Fourier filters may differ from block to block.
 
-A row of blocks is filtered at a time: it stays in the cache, and memory does not grow with the image. Here: the cut,
-and kernels as transfer functions of a block. Not here: which filters (`alard_lupton`, `decorrelation`, `zogy`).
+A block is filtered at a time: it stays in the cache, and memory does not grow with the image. Here: the cut, and
+kernels as transfer functions of a block. Not here: which filters (`alard_lupton`, `decorrelation`, `zogy`).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -52,20 +53,13 @@ class BlockGrid:
         )
         return x, y
 
-    def cut(self, image: np.ndarray, row: int) -> np.ndarray:
-        """(n_columns, side, side) view of a copy: a row of blocks, zero beyond the image."""
-        band = np.zeros((self.side, self.n_columns * self.inner + 2 * self.halo), image.dtype)
-        top = row * self.inner - self.halo
-        first, last = max(top, 0), min(top + self.side, self.shape[0])
-        band[first - top : last - top, self.halo : self.halo + self.shape[1]] = image[first:last]
-        down, across = band.strides
-        return np.lib.stride_tricks.as_strided(
-            band, (self.n_columns, self.side, self.side), (self.inner * across, down, across), writeable=False
-        )
+    def cut(self, planes: Sequence[np.ndarray], row: int, column: int, block: np.ndarray) -> None:
+        """Fill `block` (len(planes), side, side) float32 with one block of each plane; zero beyond the image."""
+        _cut_block(tuple(planes), row, column, self.inner, self.halo, block)
 
-    def paste(self, blocks: np.ndarray, row: int, into: np.ndarray) -> None:
-        """Write the inner parts of a row of blocks into the rows (of `bounds`) that `into` holds."""
-        _paste_row(blocks, into, self.inner, self.halo)
+    def paste(self, block: np.ndarray, planes: Sequence[np.ndarray], row: int, column: int) -> None:
+        """Write the inner part of one block into each plane."""
+        _paste_block(block, tuple(planes), row, column, self.inner, self.halo)
 
     def join(self, times: int) -> "BlockGrid":
         """The grid of cells of `times` × `times` blocks, from the same corner."""
@@ -80,8 +74,7 @@ def _copy(source, to):
 
 
 @njit(cache=True, nogil=True)
-def cut_block(planes, row, column, inner, halo, block):
-    """Fill `block` (len(planes), side, side) with one block of a grid, of each plane; zero beyond the image."""
+def _cut_block(planes, row, column, inner, halo, block):
     ny, nx = planes[0].shape
     side = block.shape[1]
     top, left = row * inner - halo, column * inner - halo
@@ -97,18 +90,7 @@ def cut_block(planes, row, column, inner, halo, block):
 
 
 @njit(cache=True, nogil=True)
-def _paste_row(blocks, into, inner, halo):
-    rows, nx = into.shape
-    for y in range(rows):
-        for column in range(blocks.shape[0]):
-            left = column * inner
-            width = min(inner, nx - left)
-            _copy(blocks[column, y + halo, halo : halo + width], into[y, left : left + width])
-
-
-@njit(cache=True, nogil=True)
-def paste_block(block, planes, row, column, inner, halo):
-    """Write the inner part of a block (of `cut_block`) into each of the planes."""
+def _paste_block(block, planes, row, column, inner, halo):
     ny, nx = planes[0].shape
     left = column * inner
     width = min(inner, nx - left)

@@ -118,13 +118,16 @@ def whiten_difference(
     shapes = [warp_power(_GRID, factor) for factor in noisecov]
     source = np.where(image.mask & np.int16(UNUSABLE) == 0, image.sci, np.float32(0))
     image.sci = np.empty_like(source)
+    block = np.empty((1, grid.side, grid.side), np.float32)
     for row in range(grid.n_rows):
-        spectrum = fft.rfft2(grid.cut(source, row), workers=1)
         ratio = (mix.sharp[row] / mix.broad[row]).astype(np.float32)
-        _whiten_spectra(spectrum, power, ratio, power[0, 0])
+        for column in range(grid.n_columns):
+            grid.cut((source,), row, column, block)
+            spectrum = fft.rfft2(block, workers=1)
+            _whiten_spectra(spectrum, power, ratio[column : column + 1], power[0, 0])
+            blocks = fft.irfft2(spectrum, (grid.side, grid.side), overwrite_x=True, workers=1)
+            grid.paste(blocks, (image.sci,), row, column)
         first, last = grid.bounds(row)
-        blocks = fft.irfft2(spectrum, (grid.side, grid.side), overwrite_x=True, workers=1)
-        grid.paste(blocks, row, image.sci[first:last])
         gains = _gains(coarse, ratio, shapes).astype(np.float32)
         _mix_variance(variances[0][first:last], variances[1], gains, grid.inner, first, image.var[first:last])
     image.sci[image.var <= 0] = 0

@@ -13,7 +13,7 @@ from numba import njit
 from scipy import fft
 
 from lap_assets.model.image import NO_WEIGHT, UNUSABLE, Mask, MaskedImage
-from lap_assets.science.block_transform import BlockGrid, cut_block, lay_blocks, paste_block, transfer_functions
+from lap_assets.science.block_transform import BlockGrid, lay_blocks, transfer_functions
 from lap_assets.science.convolved_variance import halve_variance, smooth_halved
 from lap_assets.science.decorrelation import (
     NoiseMix,
@@ -170,10 +170,10 @@ def _filter_blocks(grid: BlockGrid, cells: BlockGrid, planes, stamps, mix: Noise
         below, right = min(times * (row + 1), grid.n_rows), min(times * (column + 1), grid.n_columns)
         # one block at a time: spectra and filters stay in the cache
         for one, two in product(range(times * row, below), range(times * column, right)):
-            cut_block(planes, one, two, grid.inner, grid.halo, block)
+            grid.cut(planes, one, two, block)
             spectra = fft.rfft2(block, workers=1)
             gradient = _combine(spectra.view(np.float32), filters.view(np.float32), coarse.side).view(np.complex64)
-            paste_block(_invert(spectra, grid.side), (sci, score), one, two, grid.inner, grid.halo)
+            grid.paste(_invert(spectra, grid.side), (sci, score), one, two)
             _paste_slopes(_invert(gradient, coarse.side), slopes, one, two, coarse.inner, coarse.halo)
     return score, slopes
 
