@@ -146,10 +146,12 @@ def _within(values: np.ndarray, good: np.ndarray, least: float) -> np.ndarray:
 
 def _convolve_patches(plane: np.ndarray, x: np.ndarray, y: np.ndarray, psf: Psf) -> np.ndarray:
     """(n, 72, 37) spectra of patches about stars, convolved with a PSF; the middle is free of what wraps around."""
-    at = np.arange(-_PATCH // 2, _PATCH // 2)
-    patches = plane[(y[:, None] + at)[:, :, None], (x[:, None] + at)[:, None, :]]
+    patches = np.empty((x.size, _PATCH, _PATCH), np.float32)
+    for patch, row, column in zip(patches, y - _PATCH // 2, x - _PATCH // 2, strict=True):
+        patch[:] = plane[row : row + _PATCH, column : column + _PATCH]
     transfer = transfer_functions(_crop(psf.evaluate_many(x.astype(float), y.astype(float)), _PATCH - 1), _PATCH)
-    return fft.rfft2(patches, workers=1) * transfer
+    transfer *= fft.rfft2(patches, workers=1)
+    return transfer
 
 
 def _crop(stamps: np.ndarray, most: int) -> np.ndarray:
