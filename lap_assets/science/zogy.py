@@ -1,9 +1,9 @@
 """Difference by the optimal statistic for two images with known PSFs (Zackay, Ofek & Gal-Yam 2016, ApJ 830, 27: ZOGY).
 
 Neither image is brought to the other's PSF: both are filtered so that noise stays white and a new source has the best
-contrast possible. PSFs and noise of the two images are those of each block. Here: the difference D (eq. 13), its PSF
-(14), the score S (12) and S_corr with photon and astrometric noise (25–30). Not here: the stars that both images show
-(`star_comparison`), masks and sky, which both methods share.
+contrast possible. PSFs and noise of the two images are those of cells of some 400 px. Here: the difference D (eq. 13),
+its PSF (14), the score S (12) and S_corr with photon and astrometric noise (25–30). Not here: the stars that both
+images show (`star_comparison`), masks and sky, which both methods share.
 """
 
 from itertools import product
