@@ -33,6 +33,7 @@ from lap_assets.store.repo import Repo
 log = logging.getLogger(__name__)
 
 _ROW_STEP = 4
+_FEW = np.s_[::_ROW_STEP, ::_ROW_STEP]
 _PREVIEW_PX = 2000  # images larger than this are thinned out before they are drawn
 
 
@@ -125,10 +126,8 @@ def choose_limits(chosen: DiffSettings) -> DiffLimits:
 def _check_overlap(task: Task, science: MaskedImage, template: MaskedImage) -> None:
     """Raise `NoWork` where too little of the exposure is covered."""
     least = task.settings.diffs.min_template_coverage
-    # every fourth row tells the share well enough
-    good, covered = (
-        ((one.mask[::_ROW_STEP] & int(NO_WEIGHT)) == 0) & (one.var[::_ROW_STEP] > 0) for one in (science, template)
-    )
+    # every fourth row and column tell the share well enough
+    good, covered = (((one.mask[_FEW] & int(NO_WEIGHT)) == 0) & (one.var[_FEW] > 0) for one in (science, template))
     both = good & covered
     share = both.sum() / max(int(good.sum()), 1)
     if share < least:
@@ -157,7 +156,7 @@ def _sample_psf(psf: Psf, shape: tuple[int, int]) -> PsfGrid:
 def _measure(difference: Difference, n_template: int, sources: pd.DataFrame) -> dict[str, float | int | str]:
     """Metrics of a difference; a number that is not known is left out."""
     image = difference.image
-    usable = ((image.mask[::_ROW_STEP] & int(UNUSABLE)) == 0) & (image.var[::_ROW_STEP] > 0)
+    usable = ((image.mask[_FEW] & int(UNUSABLE)) == 0) & (image.var[_FEW] > 0)
     metrics = {
         "sky_chi": round(difference.sky_chi, 4),
         "stamp_chi2": round(difference.stamp_chi2, 3),

@@ -24,15 +24,17 @@ from lap_assets.pipeline.stacks import combine_inputs
 from lap_assets.pipeline.task import Task
 from lap_assets.pipeline.warps import find_warps
 from lap_assets.science.difference import Psf
+from lap_assets.science.input_removal import remove_inputs
 from lap_assets.science.measured_psf import measure_psf
 from lap_assets.science.psf_grid import PsfGrid
 from lap_assets.science.psf_matching import choose_target, homogenise
-from lap_assets.science.stack import combine_covariance, remove_inputs, subtract_level
+from lap_assets.science.stack import combine_covariance
 from lap_assets.science.stack_psf import reduce_psf
 from lap_assets.settings import DiffSettings, Settings
 from lap_assets.store.repo import Repo
 
 LEVEL_COLUMNS = ("level_0", "level_1", "level_2")
+PLANES = ("SCI", "MASK", "VAR")  # all that a template needs of an image
 
 
 @dataclass(frozen=True)
@@ -193,16 +195,12 @@ def _reduce_stack(task: Task, repo: Repo, mine: Pin, science: MaskedImage, night
     left = (weights > 0) & ~np.isin(np.arange(len(weights)), gone)
     if left.sum() < task.settings.diffs.min_template_inputs:
         raise _explain_lack(task, f"the stack holds {left.sum()}")
-    stack = repo.read_image(pin)
+    stack = repo.read_image(pin, planes=PLANES)
     used = read_used(repo, pin)
     if gone:
         names = [inputs["exposure"][row] for row in gone]
-        warps = [science if pins[name] == mine else repo.read_image(pins[name]) for name in names]
-        levels = _read_levels(inputs)[gone]
-        images = [subtract_level(one, level) for one, level in zip(warps, levels, strict=True)]
-        header = stack.header
-        stack = remove_inputs(stack, used, weights, gone, images)
-        stack.header = header
+        warps = [science if pins[name] == mine else repo.read_image(pins[name], planes=PLANES) for name in names]
+        remove_inputs(stack, used, weights, gone, warps, _read_levels(inputs)[gone])
     stack.header.update(_describe_rest(inputs, left))
     grid = read_psf_grid(repo, pin)
     if grid is not None and gone:

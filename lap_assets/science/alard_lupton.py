@@ -71,7 +71,7 @@ def subtract_alard_lupton(
     # the stamps lie on stars; all the sky between them knows the level better by far
     subtract_sky(image.sci, image.var, fit_sky(image.sci[THIN], places, image.shape, fit.background_order))
     grid = lay_noise_blocks(image.shape)
-    mix = measure_mix(grid, broad.var[::4, ::4], smooth[::2, ::2], covariances)
+    mix = measure_mix(grid, broad.var[::8, ::8], smooth[::4, ::4], covariances, 8)
     if limits.decorrelate:
         whiten_difference(image, (broad.var, smooth), kernels[0], grid, mix, covariances)
         psf = whiten_psf(psf, grid, mix, kernels[0])
@@ -120,13 +120,15 @@ def _apply_kernel(filled, bad, sharp, broad, kernels, sky, fit, limits: KernelLi
     transfers = transfer_functions(kernels, grid.side)
     across = [terms_along_row(shape, order) for order in (fit.kernel_order, fit.background_order)]
     convolved = np.empty((len(kernels), grid.inner, shape[1]), np.float32)
+    block = np.empty((1, grid.side, grid.side), np.float32)
     for row in range(grid.n_rows):
         first, last = grid.bounds(row)
         rows = np.s_[first:last]
-        spectrum = fft.rfft2(grid.cut(filled, row), workers=1)
-        for term, transfer in enumerate(transfers):
-            blocks = fft.irfft2(spectrum * transfer, (grid.side, grid.side), overwrite_x=True, workers=1)
-            grid.paste(blocks, row, convolved[term, : last - first])
+        for column in range(grid.n_columns):
+            grid.cut((filled,), row, column, block)
+            spectra = fft.rfft2(block, workers=1) * transfers
+            blocks = fft.irfft2(spectra, (grid.side, grid.side), overwrite_x=True, workers=1)
+            grid.paste(blocks, convolved, 0, column)
         _subtract_rows(
             broad.sci[rows], broad.var[rows], convolved, smooth, power, sky, *across, fit.kernel_order,
             fit.background_order, first, shape[0], image.sci[rows], image.mask[rows], image.var[rows],

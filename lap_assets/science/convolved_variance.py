@@ -14,7 +14,12 @@ def smooth_variance(variance: np.ndarray, bad: np.ndarray, kernel: np.ndarray) -
     Variance is smooth enough for that. The square is replaced by the product of two profiles nearest to it. Bad
     pixels take the mean of the others of the four; nothing comes from beyond the edges.
     """
-    return _smooth(_halve(variance, bad), *_square_profiles(kernel))
+    return smooth_halved(halve_variance(variance, bad), kernel)
+
+
+def smooth_halved(halved: np.ndarray, kernel: np.ndarray) -> np.ndarray:
+    """`smooth_variance` of what `halve_variance` gives: one image may be smoothed by several kernels."""
+    return _smooth(halved, *_square_profiles(kernel))
 
 
 def _square_profiles(kernel: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -32,8 +37,8 @@ def _square_profiles(kernel: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 @njit(cache=True, nogil=True)
-def _halve(variance, bad):
-    """Means of the good ones of 2×2 pixels; 0 where none is."""
+def halve_variance(variance, bad):
+    """(⌈ny/2⌉, ⌈nx/2⌉) float32: means of the good ones of 2×2 pixels; 0 where none is."""
     ny, nx = variance.shape
     rows, columns = (ny + 1) // 2, (nx + 1) // 2
     small = np.zeros((rows, columns), np.float32)

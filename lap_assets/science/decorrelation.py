@@ -118,13 +118,16 @@ def whiten_difference(
     shapes = [warp_power(_GRID, factor) for factor in noisecov]
     source = np.where(image.mask & np.int16(UNUSABLE) == 0, image.sci, np.float32(0))
     image.sci = np.empty_like(source)
+    block = np.empty((1, grid.side, grid.side), np.float32)
     for row in range(grid.n_rows):
-        spectrum = fft.rfft2(grid.cut(source, row), workers=1)
         ratio = (mix.sharp[row] / mix.broad[row]).astype(np.float32)
-        _whiten_spectra(spectrum, power, ratio, power[0, 0])
+        for column in range(grid.n_columns):
+            grid.cut((source,), row, column, block)
+            spectrum = fft.rfft2(block, workers=1)
+            _whiten_spectra(spectrum, power, ratio[column : column + 1], power[0, 0])
+            blocks = fft.irfft2(spectrum, (grid.side, grid.side), overwrite_x=True, workers=1)
+            grid.paste(blocks, (image.sci,), row, column)
         first, last = grid.bounds(row)
-        blocks = fft.irfft2(spectrum, (grid.side, grid.side), overwrite_x=True, workers=1)
-        grid.paste(blocks, row, image.sci[first:last])
         gains = _gains(coarse, ratio, shapes).astype(np.float32)
         _mix_variance(variances[0][first:last], variances[1], gains, grid.inner, first, image.var[first:last])
     image.sci[image.var <= 0] = 0
@@ -135,15 +138,19 @@ def lay_noise_blocks(shape: tuple[int, int]) -> BlockGrid:
     return lay_blocks(shape, _REACH_PX)
 
 
-def measure_mix(grid: BlockGrid, broad: np.ndarray, sharp: np.ndarray, noisecov: tuple[float, float]) -> NoiseMix:
+def measure_mix(
+    grid: BlockGrid, broad: np.ndarray, sharp: np.ndarray, noisecov: tuple[float, float], step: int = 4
+) -> NoiseMix:
     """Noise of both images in each block; that of the whole image where a block has none.
 
     Parameters
     ----------
     grid : BlockGrid
-    broad, sharp : (ny / 4, nx / 4)
-        Variances of the image left alone and of the one convolved, of every fourth row and column: medians to 1 %.
+    broad, sharp : (ny / step, nx / step)
+        Variances of the image left alone and of the one convolved, of some rows and columns: medians to 1 %.
     noisecov : (float, float)
+    step : int
+        From one row and column to the next.
 
     Raises
     ------
@@ -157,7 +164,7 @@ def measure_mix(grid: BlockGrid, broad: np.ndarray, sharp: np.ndarray, noisecov:
     levels = np.empty((2, grid.n_rows, grid.n_columns))
     for row, column in np.ndindex(grid.n_rows, grid.n_columns):
         (top, bottom), (left, right) = grid.bounds(row), grid.columns(column)
-        part = np.s_[top // 4 : (bottom + 3) // 4, left // 4 : (right + 3) // 4]
+        part = np.s_[top // step : -(-bottom // step), left // step : -(-right // step)]
         here = both[part]
         for plane, variance, usual in zip(levels, (broad, sharp), typical, strict=True):
             plane[row, column] = np.median(variance[part][here]) if here.any() else usual

@@ -114,13 +114,14 @@ def detect_sources(
     """
     limits = limits or SourceLimits()
     image, local = difference.image, tabulate_psf(difference.psf, difference.image.shape)
-    snr, places = _find_places(difference, local, limits)
+    snr, scatter, places = _find_places(difference, local, limits)
     x, y, flux, significance = places.T
     cells = local.locate(x, y)
     shapes, bits = measure_shapes(
         image.sci, image.var, image.mask, snr, local.flat, cells, x, y, flux, difference.psf.fwhm_px,
         limits.saturated_radius_fwhm,
     )  # fmt: skip
+    shapes[:, 7] /= scatter
     aperture, aperture_var, sharpness, chi2, a, b, theta = shapes.T[:7]
     standing = _weigh_around(template, local, x, y, difference.psf.fwhm_px)
     flags = bits | _judge(significance, flux, np.maximum(standing[4], 0.5 * standing.max(axis=0)), shapes, limits)
@@ -157,8 +158,8 @@ def _pixel(z: np.ndarray) -> np.ndarray:
     return np.floor(z + 0.5).astype(np.int64)
 
 
-def _find_places(difference: Difference, local: LocalPsf, limits: SourceLimits) -> tuple[np.ndarray, np.ndarray]:
-    """Signal to noise at every pixel (the coarse one, or the score), and the places that pass the limit, by y, x.
+def _find_places(difference: Difference, local: LocalPsf, limits: SourceLimits) -> tuple[np.ndarray, float, np.ndarray]:
+    """Signal to noise at every pixel (the coarse one, or the score), its scatter, and the places that pass, by y, x.
 
     Of these x, y [px], flux [nJy] and signal to noise, (n, 4).
     """
@@ -166,10 +167,8 @@ def _find_places(difference: Difference, local: LocalPsf, limits: SourceLimits) 
     snr = filter_coarsely(image, local, difference.correlation) if score is None else score
     scatter = _measure_scatter(snr, image)
     gain = correlated_gain(local.flat[len(local.flat) // 2], difference.correlation) * scatter**2
-    if scatter > 1.0:
-        snr = snr / np.float32(scatter)
-    x, y = find_extrema(snr, np.float32(limits.snr * (_COARSE if score is None else 1.0)))
-    peaks = snr[y, x].astype(float)
+    x, y = find_extrema(snr, np.float32(scatter * limits.snr * (_COARSE if score is None else 1.0)))
+    peaks = snr[y, x].astype(float) / scatter
     places = measure_peaks(
         image.sci, image.mask, image.var, local.flat, local.locate(x, y), x, y, np.sign(peaks), gain
     )  # fmt: skip
@@ -183,7 +182,7 @@ def _find_places(difference: Difference, local: LocalPsf, limits: SourceLimits) 
     # two candidates may have climbed to one peak
     again = np.zeros(len(places), bool)
     again[1:] = np.hypot(*np.diff(places[:, :2], axis=0).T) < _SAME_PX
-    return snr, places[~again]
+    return snr, scatter, places[~again]
 
 
 def _weigh_around(template: MaskedImage, local: LocalPsf, x, y, fwhm_px: float) -> np.ndarray:
@@ -259,8 +258,9 @@ def _measure_dipoles(difference, template, local: LocalPsf, x, y, flux, size, sh
         _weigh(template, local, cells, _pixel(places[:, 0]), _pixel(places[:, 1]))
         for places in (middle, starts[:, 3:5])
     ]
+    usable = image.mask & np.int16(UNUSABLE) == 0
     fits = fit_dipoles(
-        image.sci, image.var, image.usable, local.flat, cells, starts, np.maximum(*standing).clip(min=0.0),
+        image.sci, image.var, usable, local.flat, cells, starts, np.maximum(*standing).clip(min=0.0),
         difference.psf.fwhm_px,
     )  # fmt: skip
     found = (fits.positive[:, 2], fits.negative[:, 2], fits.separation_px, fits.angle_deg, fits.chi2)

@@ -127,16 +127,22 @@ def _share_rows(bad, rows, sums, share):
 def spread_flags(mask: np.ndarray, bits: int, reach: int) -> np.ndarray:
     """(ny, nx) bool: within `reach` px, along both axes, of a pixel with one of `bits`."""
     near = np.zeros(mask.shape, np.bool_)
-    _spread_places(np.flatnonzero(mask & np.int16(bits)), reach, near)
+    _spread_places(mask, np.int16(bits), reach, near)
     return near
 
 
 @njit(cache=True, nogil=True)
-def _spread_places(places, reach, near):
-    nx = near.shape[1]
-    for place in places:
-        y, x = place // nx, place % nx
-        near[max(y - reach, 0) : y + reach + 1, max(x - reach, 0) : x + reach + 1] = True
+def _spread_places(mask, bits, reach, near):
+    ny, nx = mask.shape
+    for y in range(ny):
+        flags, some = mask[y], np.int16(0)
+        for x in range(nx):
+            some |= flags[x]
+        if some & bits == 0:
+            continue
+        for x in range(nx):
+            if flags[x] & bits:
+                near[max(y - reach, 0) : y + reach + 1, max(x - reach, 0) : x + reach + 1] = True
 
 
 def _spread_radius(kernel: np.ndarray) -> int:

@@ -18,11 +18,12 @@ THIN = np.s_[::_STEP, ::_STEP]
 
 def choose_sky(image: MaskedImage, brightness: MaskedImage) -> np.ndarray:
     """(ny / 3, nx / 3) bool: which of the thinned pixels of `image` are usable and no source in `brightness`."""
-    usable = (image.mask[THIN] & _UNUSABLE == 0) & (image.var[THIN] > 0) & (brightness.var[THIN] > 0)
+    usable = _find_usable(image.mask, image.var, brightness.var)
     values = brightness.sci[THIN]
     some = values[usable]
-    level = np.median(some[:: max(some.size // 100_000, 1)]) if some.size else 0.0
-    return usable & (values - level < 3.0 * np.sqrt(np.where(usable, brightness.var[THIN], np.float32(0))))
+    level = np.median(some[:: max(some.size // 100_000, 1)]) if some.size else np.float32(0)
+    _leave_sky(values, brightness.var, level, usable)
+    return usable
 
 
 def fit_sky(values: np.ndarray, sky: np.ndarray, shape: tuple[int, int], order: int) -> np.ndarray:
@@ -78,14 +79,40 @@ def terms_along_row(shape: tuple[int, int], order: int) -> np.ndarray:
 
 def measure_chi(image: MaskedImage, sky: np.ndarray) -> float:
     """Half the central 68 % of sky / √VAR; NaN where there is no sky."""
-    sky = sky & (image.var[THIN] > 0)
-    chi = image.sci[THIN][sky] / np.sqrt(image.var[THIN][sky])
     # 0.3 % of the noise needs no more
-    chi = chi[:: max(chi.size // 100_000, 1)]
+    places = np.flatnonzero(sky)
+    row, column = np.divmod(places[:: max(places.size // 100_000, 1)], sky.shape[1])
+    values, variance = (plane[_STEP * row, _STEP * column] for plane in (image.sci, image.var))
+    known = variance > 0
+    chi = values[known] / np.sqrt(variance[known])
     if not chi.size:
         return float("nan")
     low, high = np.percentile(chi, [15.865, 84.135])
     return float(0.5 * (high - low))
+
+
+@njit(cache=True, nogil=True)
+def _find_usable(mask, var, other_var):
+    """(ny / 3, nx / 3) bool: thinned pixels without a flag and with a variance in both images."""
+    ny, nx = mask.shape
+    usable = np.empty(((ny + _STEP - 1) // _STEP, (nx + _STEP - 1) // _STEP), np.bool_)
+    for row in range(usable.shape[0]):
+        y, out = row * _STEP, usable[row]
+        flags, one, two = mask[y], var[y], other_var[y]
+        for k in range(out.size):
+            x = k * _STEP
+            out[k] = (flags[x] & _UNUSABLE == 0) & (one[x] > 0) & (two[x] > 0)
+    return usable
+
+
+@njit(cache=True, nogil=True)
+def _leave_sky(values, var, level, usable):
+    """Take out of `usable`, in place, thinned pixels more than three sigma over the level."""
+    for row in range(usable.shape[0]):
+        line, noise, out = values[row], var[row * _STEP], usable[row]
+        for k in range(out.size):
+            over = line[k] - level
+            out[k] &= (over < 0) | (over * over < np.float32(9) * noise[k * _STEP])
 
 
 @njit(cache=True, nogil=True)

@@ -11,7 +11,6 @@ from numba import njit
 from scipy import linalg, ndimage
 
 from lap_assets.model.image import UNUSABLE, MaskedImage
-from lap_assets.science.difference_masks import find_bad
 
 _UNUSABLE = int(UNUSABLE)
 _MODEL_ERROR = 0.02  # of a star's flux in a pixel
@@ -149,10 +148,8 @@ def choose_stamps(
     half : int
         Half-width of a stamp; `radius` more pixels are needed around it in the sharper image.
     """
-    common = ~find_bad(broad.sci, broad.mask, broad.var, _UNUSABLE)
-    if sharp is not broad:
-        common &= ~find_bad(sharp.sci, sharp.mask, sharp.var, _UNUSABLE)
-    x, y, flux = _find_peaks(broad.sci, broad.var, sharp.sci, sharp.var, common, half, radius, limits.min_stamp_snr)
+    planes = [(one.sci, one.mask, one.var) for one in (broad, sharp)]
+    x, y, flux = _find_peaks(*planes[0], *planes[1], half, radius, limits.min_stamp_snr)
     # the brightest of each tile first, then the second brightest, …: even coverage
     tiles = max(int(np.sqrt(limits.max_stamps)), 1)
     ny, nx = broad.shape
@@ -332,7 +329,13 @@ def _local_coefficients(coefficients, terms, member, term) -> np.ndarray:
 
 
 @njit(cache=True, nogil=True)
-def _find_peaks(sci, var, other, other_var, common, half, radius, min_snr):
+def _is_usable(sci, mask, var, y, x):
+    value, variance = sci[y, x], var[y, x]
+    return mask[y, x] & _UNUSABLE == 0 and 0 < variance < np.inf and -np.inf < value < np.inf
+
+
+@njit(cache=True, nogil=True)
+def _find_peaks(sci, mask, var, other, other_mask, other_var, half, radius, min_snr):
     """Local maxima (5×5) with the core usable in both images and at least 85 % of the stamp."""
     ny, nx = sci.shape
     xs, ys, fluxes = [0][:0], [0][:0], [0.0][:0]
@@ -340,10 +343,10 @@ def _find_peaks(sci, var, other, other_var, common, half, radius, min_snr):
     square, zero = np.float32(min_snr * min_snr), np.float32(0)
     bright = np.empty(nx, np.bool_)
     for y in range(margin, ny - margin):
-        line, noise, good_line = sci[y], var[y], common[y]
+        line, noise, flags = sci[y], var[y], mask[y]
         some = False
         for x in range(nx):
-            bright[x] = good_line[x] & (line[x] > zero) & (line[x] * line[x] >= square * noise[x])
+            bright[x] = (line[x] > zero) & (line[x] * line[x] >= square * noise[x]) & (flags[x] & _UNUSABLE == 0)
             some |= bright[x]
         if not some:
             continue
@@ -354,15 +357,16 @@ def _find_peaks(sci, var, other, other_var, common, half, radius, min_snr):
             peak = True
             for v in range(y - 2, y + 3):
                 for u in range(x - 2, x + 3):
-                    if not common[v, u] or sci[v, u] > value or (sci[v, u] == value and (v, u) < (y, x)):
-                        peak = False
+                    peak &= not (sci[v, u] > value or (sci[v, u] == value and (v, u) < (y, x)))
             if not peak:
                 continue
-            good = 0
+            good, core = 0, True
             for v in range(y - half, y + half + 1):
                 for u in range(x - half, x + half + 1):
-                    good += common[v, u]
-            if good >= 0.85 * (2 * half + 1) ** 2:
+                    here = _is_usable(sci, mask, var, v, u) and _is_usable(other, other_mask, other_var, v, u)
+                    good += here
+                    core &= here or abs(v - y) > 2 or abs(u - x) > 2
+            if core and good >= 0.85 * (2 * half + 1) ** 2:
                 xs.append(x)
                 ys.append(y)
                 fluxes.append(value)

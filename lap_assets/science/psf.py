@@ -7,6 +7,7 @@ the model is `science/shear.py`'s.
 from dataclasses import dataclass
 
 import numpy as np
+from numba import njit
 
 from lap_assets.errors import NoWork
 from lap_assets.science.star_shapes import measure_moments
@@ -417,11 +418,28 @@ def _half_maximum_width(stamp: np.ndarray, cov: np.ndarray) -> float:
     return float(2.0 * (fine[k - 1] + part * (fine[k] - fine[k - 1])))
 
 
-def _sample_lanczos(stamp: np.ndarray, xs: np.ndarray, ys: np.ndarray) -> np.ndarray:
-    grid = np.arange(stamp.shape[0])
+@njit(cache=True, nogil=True)
+def _weigh_lanczos(place, size, weights):
+    """Fill `weights` (2·_LANCZOS) with those of the pixels from the one returned on; zero beyond a row of `size`."""
+    first = int(np.floor(place)) - _LANCZOS + 1
+    for k in range(2 * _LANCZOS):
+        distance = np.pi * (place - (first + k))
+        inside = 0 <= first + k < size and abs(distance) < np.pi * _LANCZOS
+        weights[k] = 1.0 if distance == 0.0 else _LANCZOS * np.sin(distance) * np.sin(distance / _LANCZOS) / distance**2
+        weights[k] *= inside
+    return first
 
-    def weights(position: np.ndarray) -> np.ndarray:
-        distance = position[..., None] - grid
-        return np.sinc(distance) * np.sinc(distance / _LANCZOS) * (np.abs(distance) < _LANCZOS)
 
-    return np.einsum("...y,yx,...x->...", weights(ys), stamp, weights(xs))
+@njit(cache=True, nogil=True)
+def _sample_lanczos(stamp, xs, ys):
+    """Values of a square stamp at places (n, m), interpolated."""
+    size = stamp.shape[0]
+    values = np.zeros(xs.shape)
+    across, down = np.empty(2 * _LANCZOS), np.empty(2 * _LANCZOS)
+    for i in range(xs.shape[0]):
+        for j in range(xs.shape[1]):
+            left, top = _weigh_lanczos(xs[i, j], size, across), _weigh_lanczos(ys[i, j], size, down)
+            for y in range(max(top, 0), min(top + 2 * _LANCZOS, size)):
+                for x in range(max(left, 0), min(left + 2 * _LANCZOS, size)):
+                    values[i, j] += down[y - top] * stamp[y, x] * across[x - left]
+    return values

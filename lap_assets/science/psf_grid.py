@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
+from numba import njit
 
 from lap_assets.errors import NoWork
 from lap_assets.science.psf import measure_shape
@@ -65,11 +66,9 @@ class PsfGrid:
             If no node is known.
         """
         nodes, weights = self._weigh_nodes(x, y)
-        flat = self.stamps.reshape(-1, self.stamp_px, self.stamp_px)
-        stamps = np.zeros((len(nodes), self.stamp_px, self.stamp_px))
-        for corner in range(4):
-            stamps += weights[:, corner, None, None] * flat[nodes[:, corner]]
-        return stamps / stamps.sum(axis=(1, 2), keepdims=True)
+        return _blend_stamps(np.ascontiguousarray(self.stamps).reshape(-1, self.stamp_px**2), nodes, weights).reshape(
+            len(nodes), self.stamp_px, self.stamp_px
+        )
 
     def _weigh_nodes(self, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The four nodes (n, 4) int64, as indices into the flat grid, that make up the PSF at n places, and weights.
@@ -101,6 +100,22 @@ class PsfGrid:
     def _require_known(self) -> None:
         if not self.known.any():
             raise NoWork("the PSF is known at no node of its grid")
+
+
+@njit(cache=True, nogil=True)
+def _blend_stamps(stamps, nodes, weights):
+    """(n, s²) sums of stamps (m, s²), each of sum 1; `nodes` and `weights` (n, 4)."""
+    blends = np.zeros((nodes.shape[0], stamps.shape[1]))
+    for n in range(nodes.shape[0]):
+        blend = blends[n]
+        for corner in range(nodes.shape[1]):
+            weight, stamp = weights[n, corner], stamps[nodes[n, corner]]
+            for k in range(blend.size):
+                blend[k] += weight * stamp[k]
+        total = blend.sum()
+        for k in range(blend.size):
+            blend[k] /= total
+    return blends
 
 
 def _locate(nodes: np.ndarray, at: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -18,6 +18,7 @@ from lap_assets.science.difference import Psf
 _SATURATED = int(Mask.SATURATED | Mask.BLEED)
 _MISSING = int(Mask.EDGE | Mask.NO_DATA)
 _UNUSABLE = int(UNUSABLE)
+_PIECE_PX = 64  # of a row, looked at together
 _CELL_PX, _MIN_CELLS = 200, 3  # side of the cells in which one stamp stands for the PSF; their least number along it
 
 
@@ -132,26 +133,35 @@ def _filter_rows(sci, mask, var, column, row):
 
 
 @njit(cache=True, nogil=True)
+def _is_extremum(snr, y, x):
+    """Whether a pixel is the largest of its 5×5 neighbours (of its sign); of equal ones the first is."""
+    value, sign = abs(snr[y, x]), np.float32(1.0) if snr[y, x] > 0 else np.float32(-1.0)
+    for v in range(y - 2, y + 3):
+        for u in range(x - 2, x + 3):
+            other = sign * snr[v, u]
+            if other > value or (other == value and (v < y or (v == y and u < x))):
+                return False
+    return True
+
+
+@njit(cache=True, nogil=True)
 def find_extrema(snr, limit):
     """Pixels (x, y) with |snr| ≥ limit that are the largest of their 5×5 neighbours (of one sign); by y, then x."""
     ny, nx = snr.shape
     xs, ys = [0][:0], [0][:0]
     for y in range(2, ny - 2):
-        line = snr[y]
-        for x in range(2, nx - 2):
-            value = abs(line[x])
-            if value < limit:
+        for left in range(2, nx - 2, _PIECE_PX):
+            piece = snr[y, left : min(left + _PIECE_PX, nx - 2)]
+            some = np.uint8(0)
+            # most pieces hold nothing: found out in vector registers
+            for k in range(piece.size):
+                some |= np.uint8(abs(piece[k]) >= limit)
+            if some == 0:
                 continue
-            sign = np.float32(1.0) if line[x] > 0 else np.float32(-1.0)
-            top = True
-            for v in range(y - 2, y + 3):
-                for u in range(x - 2, x + 3):
-                    other = sign * snr[v, u]
-                    if other > value or (other == value and (v < y or (v == y and u < x))):
-                        top = False
-            if top:
-                xs.append(x)
-                ys.append(y)
+            for k in range(piece.size):
+                if abs(piece[k]) >= limit and _is_extremum(snr, y, left + k):
+                    xs.append(left + k)
+                    ys.append(y)
     return np.array(xs), np.array(ys)
 
 

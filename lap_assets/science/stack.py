@@ -17,14 +17,13 @@ import numpy as np
 from lap_assets.model.image import NO_WEIGHT, MaskedImage
 from lap_assets.science.psf_grid import PsfGrid
 from lap_assets.science.psf_matching import choose_target, matching_kernels, measure_width
-from lap_assets.science.stack_kernels import merge_rows, sorting_network, subtract_inputs, take_plane_off
+from lap_assets.science.stack_kernels import merge_rows, sorting_network, take_plane_off
 from lap_assets.science.stack_rejection import GROWN, grow_rows, judge_rows, mark_rows, settle_rows
 
 _HARD = int(NO_WEIGHT)
 INPUTS_PER_PLANE = 31  # bits of an int32 that are used
 _EDGE_SIGMA = 1.0  # deviation at which the direct neighbours of all that is rejected go too
 _GROW_ROUNDS = 3
-_ROWS_AT_ONCE = 256
 _MANY_NODES = 6
 _RING_PX = 4  # of `stack_rejection`: how far around a pixel a deviation is compared with that of its surroundings
 
@@ -437,44 +436,3 @@ def subtract_level(image: MaskedImage, coefficients: Sequence[float]) -> MaskedI
     sci = image.sci.astype(np.float32)
     take_plane_off(sci, np.asarray(coefficients, float))
     return MaskedImage(sci, image.mask, image.var, image.header, dict(image.planes))
-
-
-def remove_inputs(
-    stack: MaskedImage, used: np.ndarray, weights: np.ndarray, gone: Sequence[int], images: Sequence[MaskedImage]
-) -> MaskedImage:
-    """A stack without some of its inputs, by arithmetic: equal to combining the others anew with the same rejections.
-
-    Sums in float64; what differs is the rounding of the stack's float32 planes (half an ulp of its value and variance,
-    times Σw / Σw left).
-
-    Parameters
-    ----------
-    stack : MaskedImage
-        As published, plane NINPUT included.
-    used : (p, ny, nx) int
-        Bit k of plane p: input 31·p + k entered.
-    weights : (n,) float
-        Of all inputs.
-    gone : sequence of int
-        Inputs to take out.
-    images : sequence of MaskedImage
-        Their warps, of the stack's shape, the level taken off (`subtract_level`).
-
-    Returns
-    -------
-    MaskedImage
-        Own planes; NO_DATA where nothing is left. Flags that only an input taken out had set remain.
-    """
-    out = MaskedImage(
-        np.empty_like(stack.sci), stack.mask.copy(), np.empty_like(stack.var), stack.header.copy(),
-        {"NINPUT": stack.planes["NINPUT"].copy()},
-    )  # fmt: skip
-    weights, gone = np.asarray(weights, float), np.asarray(gone, np.int64)
-    for first in range(0, stack.shape[0], _ROWS_AT_ONCE):
-        rows = np.s_[first : first + _ROWS_AT_ONCE]
-        lines = [np.stack([getattr(image, name)[rows] for image in images]) for name in ("sci", "var")]
-        subtract_inputs(
-            stack.sci[rows], stack.var[rows], out.planes["NINPUT"][rows], out.mask[rows],
-            used[:, rows].astype(np.int32), weights, gone, *lines, out.sci[rows], out.var[rows],
-        )  # fmt: skip
-    return out

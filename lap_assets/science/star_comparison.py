@@ -124,9 +124,13 @@ def judge_stars(image: MaskedImage, brightness: MaskedImage, x: np.ndarray, y: n
         return float("nan")
     at = np.arange(-half, half + 1)
     rows, columns = (y[:, None] + at)[:, :, None], (x[:, None] + at)[:, None, :]
-    variance = image.var[rows, columns] + (_MODEL_ERROR * brightness.sci[rows, columns]) ** 2
-    good = (image.mask[rows, columns] & _UNUSABLE == 0) & (image.var[rows, columns] > 0) & np.isfinite(variance)
-    chi2 = np.where(good, image.sci[rows, columns] ** 2 / np.where(good, variance, 1.0), 0.0)
+    variance = image.var[rows, columns]
+    good = (image.mask[rows, columns] & _UNUSABLE == 0) & (variance > 0) & np.isfinite(variance)
+    # what is masked may hold anything: out before it is squared
+    light, rest = (np.where(good, one.sci[rows, columns], 0.0).astype(float) for one in (brightness, image))
+    good &= np.isfinite(light)
+    total = np.where(good, variance + (_MODEL_ERROR * light) ** 2, 1.0)
+    chi2 = np.where(good, rest**2 / total, 0.0)
     count = good.sum(axis=(1, 2))
     return float(np.median(chi2.sum(axis=(1, 2))[count > 0] / count[count > 0])) if count.any() else float("nan")
 
@@ -142,10 +146,12 @@ def _within(values: np.ndarray, good: np.ndarray, least: float) -> np.ndarray:
 
 def _convolve_patches(plane: np.ndarray, x: np.ndarray, y: np.ndarray, psf: Psf) -> np.ndarray:
     """(n, 72, 37) spectra of patches about stars, convolved with a PSF; the middle is free of what wraps around."""
-    at = np.arange(-_PATCH // 2, _PATCH // 2)
-    patches = plane[(y[:, None] + at)[:, :, None], (x[:, None] + at)[:, None, :]]
+    patches = np.empty((x.size, _PATCH, _PATCH), np.float32)
+    for patch, row, column in zip(patches, y - _PATCH // 2, x - _PATCH // 2, strict=True):
+        patch[:] = plane[row : row + _PATCH, column : column + _PATCH]
     transfer = transfer_functions(_crop(psf.evaluate_many(x.astype(float), y.astype(float)), _PATCH - 1), _PATCH)
-    return fft.rfft2(patches, workers=1) * transfer
+    transfer *= fft.rfft2(patches, workers=1)
+    return transfer
 
 
 def _crop(stamps: np.ndarray, most: int) -> np.ndarray:
@@ -164,11 +170,15 @@ def _fit_pairs(first: np.ndarray, second: np.ndarray, radius: float) -> tuple[np
     distance = np.hypot(u[:, None], u[None, :])
     near = distance <= radius
     target = _invert(first)[:, near].astype(float)
-    turn_x, turn_y = -2j * np.pi * np.fft.rfftfreq(_PATCH)[None, :], -2j * np.pi * np.fft.fftfreq(_PATCH)[:, None]
+    v, w = np.fft.rfftfreq(_PATCH)[None, :], np.fft.fftfreq(_PATCH)[:, None]
+    turn_x, turn_y = ((-2j * np.pi * one).astype(np.complex64) for one in (v, w))
+    plane, here = _invert(second), second
     moved = np.zeros((len(second), 2))
-    for _ in range(2):
-        here = second * np.exp(moved[:, :1, None] * turn_x + moved[:, 1:, None] * turn_y)
-        parts = [_invert(one)[:, near].astype(float) for one in (here, here * turn_x, here * turn_y)]
+    for number in range(2):
+        if number:
+            here = second * np.exp(moved[:, :1, None] * turn_x + moved[:, 1:, None] * turn_y).astype(np.complex64)
+        shifted = _invert(here) if number else plane
+        parts = [one[:, near].astype(float) for one in (shifted, _invert(here * turn_x), _invert(here * turn_y))]
         # the constant in units of the star's peak, so that units do not matter
         level = np.broadcast_to(np.abs(parts[0]).max(axis=1, keepdims=True), target.shape)
         design = np.stack([*parts, level], axis=2)
@@ -179,7 +189,6 @@ def _fit_pairs(first: np.ndarray, second: np.ndarray, radius: float) -> tuple[np
         moved = moved + np.where(positive, np.clip(fits[:, 1:3] / np.where(positive, fits[:, :1], 1.0), -2.0, 2.0), 0.0)
         if np.abs(np.median(moved, axis=0)).max() < _SMALL_PX:
             break
-    plane = _invert(second)
     ring = np.median(plane[:, ~near & (distance <= 2.0 * radius)], axis=1)
     flux = (plane[:, near] - ring[:, None]).sum(axis=1)
     return np.column_stack([fits[:, 0], moved]), flux

@@ -1,10 +1,12 @@
 """Difference by the optimal statistic for two images with known PSFs (Zackay, Ofek & Gal-Yam 2016, ApJ 830, 27: ZOGY).
 
 Neither image is brought to the other's PSF: both are filtered so that noise stays white and a new source has the best
-contrast possible. PSFs and noise of the two images are those of each block. Here: the difference D (eq. 13), its PSF
-(14), the score S (12) and S_corr with photon and astrometric noise (25–30). Not here: the stars that both images show
-(`star_comparison`), masks and sky, which both methods share.
+contrast possible. PSFs and noise of the two images are those of cells of some 400 px. Here: the difference D (eq. 13),
+its PSF (14), the score S (12) and S_corr with photon and astrometric noise (25–30). Not here: the stars that both
+images show (`star_comparison`), masks and sky, which both methods share.
 """
+
+from itertools import product
 
 import numpy as np
 from numba import njit
@@ -12,7 +14,7 @@ from scipy import fft
 
 from lap_assets.model.image import NO_WEIGHT, UNUSABLE, Mask, MaskedImage
 from lap_assets.science.block_transform import BlockGrid, lay_blocks, transfer_functions
-from lap_assets.science.convolved_variance import smooth_variance
+from lap_assets.science.convolved_variance import halve_variance, smooth_halved
 from lap_assets.science.decorrelation import (
     NoiseMix,
     mean_over_frequencies,
@@ -29,7 +31,9 @@ from lap_assets.science.star_comparison import compare_stars, judge_stars
 _HARD = int(NO_WEIGHT)
 _UNUSABLE = int(UNUSABLE)
 _NO_DATA = int(Mask.NO_DATA)
-_ABOUT = 400  # px of a block: one pair of PSFs each
+_ABOUT = 160  # px of a block: what is done to it stays in the processor's cache
+_CELL_PX = 400  # about: blocks that share one pair of PSFs
+_FEW = 8  # rows and columns from one pixel to the next of those that tell the noise of a cell
 _GRID = 72  # px of the transform on which gains are summed and filters looked at
 _KERNEL_RADIUS = 12  # px of what is followed of a filter for masks and variance
 # a delta function of this flux is mixed into both PSFs: frequencies that neither passes are subtracted as they are
@@ -52,19 +56,29 @@ def subtract_zogy(
     stars = compare_stars(science, template, (new, old), psfs, limits.kernel)
     halo = 2 * int(np.clip(np.ceil(2.0 * max(psf.fwhm_px for psf in psfs)), 8, 20))
     grid = lay_blocks(science.shape, halo, _ABOUT)
-    mix = measure_mix(grid, science.var[::4, ::4], template.var[::4, ::4] * np.float32(stars.ratio**2), noisecov)
-    filters = _central_filters(psfs, grid.shape, mix)
+    cells = grid.join(max(round(_CELL_PX / grid.inner), 1))
+    mix = measure_mix(
+        cells, science.var[::_FEW, ::_FEW], template.var[::_FEW, ::_FEW] * np.float32(stars.ratio**2), noisecov, _FEW
+    )
+    pictures = _central_filters(psfs, grid.shape, mix)
     wide = psf_science.fwhm_px >= psf_template.fwhm_px
-    sharp, broad, kernel = (template, science, filters[1]) if wide else (science, template, filters[0])
+    sharp, broad, kernel = (template, science, pictures[1]) if wide else (science, template, pictures[0])
     mask = merge_masks(sharp, broad, bad[1] if wide else bad[0], kernel, limits.kernel.max_bad_weight)
     image = MaskedImage(np.empty_like(new), mask, np.empty_like(new))
-    smooth = [smooth_variance((science, template)[k % 2].var, bad[k % 2], one) for k, one in enumerate(filters)]
-    score, slopes = _filter_blocks(grid, (new, old), psfs, mix, stars, image)
-    # the stars' wings, wider in one image, would pass for sky before the subtraction
-    sky = choose_sky(MaskedImage(image.sci, mask, science.var), science) & (template.var[THIN] > 0)
+    halved = [halve_variance(one.var, lost) for one, lost in zip((science, template), bad, strict=True)]
+    smooth = [smooth_halved(halved[k % 2], one) for k, one in enumerate(pictures)]
+    columns, rows = cells.centres()
+    x, y = np.tile(columns, cells.n_rows), np.repeat(rows, cells.n_columns)
+    stamps = [psf.evaluate_many(x, y) for psf in psfs]
+    gains = _measure_gains(stamps, cells, mix, noisecov)
+    score, slopes = _filter_blocks(grid, cells, (new, old), stamps, mix, stars, image.sci)
+    # the stars' wings, wider in one image, would pass for sky before the subtraction; the deeper one shows most sources
+    deep, other = (science, template) if mix.typical[0] <= mix.typical[1] else (template, science)
+    sky = choose_sky(MaskedImage(image.sci, mask, other.var), deep)
     surface = fit_sky(image.sci[THIN], sky, new.shape, limits.kernel.background_order)
-    _finish_rows(grid, psfs, mix, stars, noisecov, surface, smooth, slopes, image, score)
-    level = np.median(image.var[THIN][sky]) if sky.any() else sum(mix.typical)
+    _finish_rows(cells, gains, stars, surface, smooth, slopes, image, score)
+    spread = image.var[THIN][sky][::_FEW]
+    level = np.median(spread) if spread.size else sum(mix.typical)
     factor = float((mix.typical[0] * noisecov[0] + mix.typical[1] * noisecov[1]) / level)
     used, kept = (
         judge_stars(image, science, stars.x[one], stars.y[one], stars.half) for one in (stars.used, stars.left_out)
@@ -73,7 +87,7 @@ def subtract_zogy(
         image=image,
         method="zogy",
         convolved="both",
-        psf=_difference_psf(psfs, grid, mix),
+        psf=_difference_psf(psfs, cells, mix),
         decorrelated=True,
         kernel=kernel,
         kernel_sum=stars.ratio,
@@ -98,7 +112,11 @@ def _crop(stamps: np.ndarray, side: int) -> np.ndarray:
 
 def _transform_psfs(psf: Psf, x: np.ndarray, y: np.ndarray, side: int) -> np.ndarray:
     """(n, side, side // 2 + 1) transforms of PSFs, with the floor mixed in."""
-    stamps = _crop(psf.evaluate_many(x, y), side) / (1.0 + _FLOOR)
+    return _transform_stamps(psf.evaluate_many(x, y), side)
+
+
+def _transform_stamps(stamps: np.ndarray, side: int) -> np.ndarray:
+    stamps = _crop(stamps, side) / (1.0 + _FLOOR)
     stamps[:, stamps.shape[1] // 2, stamps.shape[2] // 2] += _FLOOR / (1.0 + _FLOOR)
     return transfer_functions(stamps, side)
 
@@ -120,49 +138,55 @@ def _filter_spectra(new, old, noise_new, noise_old) -> tuple[np.ndarray, ...]:
     return old * root, new * root, new.conj() * power_old / total, old.conj() * power_new / total
 
 
-def _measure_gains(psfs, x, y, mix: tuple[np.ndarray, np.ndarray], noisecov) -> np.ndarray:
-    """(n, 5) of blocks: gains of variance of the two images in D, the same in S, and what S makes of a flat sky."""
-    new, old = (_transform_psfs(psf, x, y, _GRID).astype(np.complex128) for psf in psfs)
-    spectra = _filter_spectra(new, old, *(one[:, None, None] for one in mix))
+def _measure_gains(stamps, cells: BlockGrid, mix: NoiseMix, noisecov: tuple[float, float]) -> np.ndarray:
+    """(n_rows, n_columns, 5) of cells: gains of variance of the two images in D, the same in S, and what S makes of a
+    flat sky.
+    """
+    new, old = (_transform_stamps(one, _GRID).astype(np.complex128) for one in stamps)
+    spectra = _filter_spectra(new, old, *(one.reshape(-1, 1, 1) for one in (mix.broad, mix.sharp)))
     shapes = [warp_power(_GRID, factor) for factor in noisecov] * 2
     gains = [mean_over_frequencies(np.abs(one) ** 2 * shape, _GRID) for one, shape in zip(spectra, shapes, strict=True)]
-    return np.stack([*gains, spectra[2][:, 0, 0].real / spectra[0][:, 0, 0].real], axis=1)
+    gains.append(spectra[2][:, 0, 0].real / spectra[0][:, 0, 0].real)
+    return np.stack(gains, axis=1).reshape(cells.n_rows, cells.n_columns, 5)
 
 
-def _filter_blocks(grid: BlockGrid, planes, psfs, mix: NoiseMix, stars, image: MaskedImage):
-    """Fill `image.sci` with D; S, and the square of the slope of the template's share of it (of 2×2 pixels)."""
-    score = np.empty(image.shape, np.float32)
+def _filter_blocks(grid: BlockGrid, cells: BlockGrid, planes, stamps, mix: NoiseMix, stars, sci: np.ndarray):
+    """Fill `sci` with D; S, and the square of the slope of the template's share of it (of 2×2 pixels)."""
+    score = np.empty(grid.shape, np.float32)
     # a star's slope in S is that of an image filtered twice: half as many pixels hold it
     coarse = BlockGrid(((grid.shape[0] + 1) // 2, (grid.shape[1] + 1) // 2), grid.side // 2, grid.halo // 2)
     slopes = np.empty(coarse.shape, np.float32)
-    columns, rows = grid.centres()
     down, across = _shift_phases(grid.side, stars.offset_px)
-    for row in range(grid.n_rows):
-        transfers = [_transform_psfs(psf, columns, np.full(grid.n_columns, rows[row]), grid.side) for psf in psfs]
-        spectra = [fft.rfft2(grid.cut(plane, row), workers=1) for plane in planes]
-        noise = np.stack([mix.broad[row], mix.sharp[row]], axis=1).astype(np.float32)
-        gradient = np.zeros((2, grid.n_columns, coarse.side, coarse.side // 2 + 1), np.complex64)
-        _combine(*spectra, *transfers, noise, down * np.float32(stars.ratio), across, gradient)
-        band, near = slice(*grid.bounds(row)), slice(*coarse.bounds(row))
-        for spectrum, into in zip(spectra, (image.sci, score), strict=True):
-            grid.paste(_invert(spectrum, grid.side), row, into[band])
-        steep = _invert(gradient, coarse.side)
-        coarse.paste(steep[0] ** 2 + steep[1] ** 2, row, slopes[near])
+    filters = np.empty((4, grid.side, grid.side // 2 + 1), np.complex64)
+    block = np.empty((2, grid.side, grid.side), np.float32)
+    times = cells.inner // grid.inner
+    for row, column in np.ndindex(cells.n_rows, cells.n_columns):
+        if column == 0:
+            here = slice(row * cells.n_columns, (row + 1) * cells.n_columns)
+            transfers = [_transform_stamps(one[here], grid.side) for one in stamps]
+        noise = np.float32(mix.broad[row, column]), np.float32(mix.sharp[row, column])
+        new, old = (one[column] for one in transfers)
+        _make_filters(new, old, *noise, down * np.float32(stars.ratio), across, filters)
+        below, right = min(times * (row + 1), grid.n_rows), min(times * (column + 1), grid.n_columns)
+        # one block at a time: spectra and filters stay in the cache
+        for one, two in product(range(times * row, below), range(times * column, right)):
+            grid.cut(planes, one, two, block)
+            spectra = fft.rfft2(block, workers=1)
+            gradient = _combine(spectra.view(np.float32), filters.view(np.float32), coarse.side).view(np.complex64)
+            grid.paste(_invert(spectra, grid.side), (sci, score), one, two)
+            _paste_slopes(_invert(gradient, coarse.side), slopes, one, two, coarse.inner, coarse.halo)
     return score, slopes
 
 
-def _finish_rows(grid: BlockGrid, psfs, mix, stars, noisecov, surface, smooth, slopes, image, score) -> None:
+def _finish_rows(cells: BlockGrid, gains, stars, surface, smooth, slopes, image, score) -> None:
     """Take the sky off D and S, in place; variance of D; S becomes S_corr."""
-    columns, rows = grid.centres()
-    across = terms_along_row(grid.shape, order_of(surface))
-    for row in range(grid.n_rows):
-        levels = mix.broad[row], mix.sharp[row]
-        gains = _measure_gains(psfs, columns, np.full(grid.n_columns, rows[row]), levels, noisecov)
-        # the template's variance is still that before its flux was scaled
-        gains[:, [1, 3]] *= stars.ratio**2
-        band = slice(*grid.bounds(row))
+    across = terms_along_row(cells.shape, order_of(surface))
+    # the template's variance is still that before its flux was scaled
+    gains[:, :, [1, 3]] *= stars.ratio**2
+    for row in range(cells.n_rows):
+        band = slice(*cells.bounds(row))
         _normalise(
-            slopes, *smooth, gains.astype(np.float32), grid.inner, band.start, grid.shape[0],
+            slopes, *smooth, gains[row].astype(np.float32), cells.inner, band.start, cells.shape[0],
             np.float32(stars.scatter_px**2), surface, across, image.mask[band], image.sci[band], image.var[band],
             score[band],
         )  # fmt: skip
@@ -197,38 +221,77 @@ def _difference_psf(psfs, grid: BlockGrid, mix: NoiseMix) -> PsfGrid:
 
 
 @njit(cache=True, nogil=True)
-def _combine(new, old, psf_new, psf_old, noise, down, across, slopes):
-    """Spectra of blocks in place: `new` becomes D, `old` S; `slopes` those of the template's share of S along x and y,
-    on half as many pixels.
+def _make_filters(psf_new, psf_old, noise_new, noise_old, down, across, filters):
+    """Filters of the science image and the template for D, then for S; the template's move it by (down, across)."""
+    level = noise_new + noise_old
+    for v in range(psf_new.shape[0]):
+        turn = down[v]
+        for u in range(psf_new.shape[1]):
+            p, q, phase = psf_new[v, u], psf_old[v, u], turn * across[u]
+            power_p = p.real * p.real + p.imag * p.imag
+            power_q = q.real * q.real + q.imag * q.imag
+            inverse = np.float32(1) / (noise_new * power_q + noise_old * power_p)
+            root = np.sqrt(level * inverse)
+            filters[0, v, u] = q * root
+            filters[1, v, u] = p * phase * root
+            filters[2, v, u] = p.conjugate() * (power_q * inverse)
+            filters[3, v, u] = q.conjugate() * phase * (power_p * inverse)
+
+
+@njit(cache=True, nogil=True)
+def _mix_lines(new, old, one, two, three, four, share):
+    """A row of two spectra and of four filters, real and imaginary parts in turn: numba's complex numbers run in no
+    vector registers.
     """
-    tall, half = slopes.shape[2], slopes.shape[3]
-    side = new.shape[1]
+    for k in range(new.size // 2):
+        a, b = 2 * k, 2 * k + 1
+        n, m, t, s = new[a], new[b], old[a], old[b]
+        share[a], share[b] = four[a] * t - four[b] * s, four[a] * s + four[b] * t
+        new[a] = one[a] * n - one[b] * m - (two[a] * t - two[b] * s)
+        new[b] = one[a] * m + one[b] * n - (two[a] * s + two[b] * t)
+        old[a] = three[a] * n - three[b] * m - share[a]
+        old[b] = three[a] * m + three[b] * n - share[b]
+
+
+@njit(cache=True, nogil=True)
+def _combine(spectra, filters, tall):
+    """Spectra (2, side, 2 · half) of a block in place: that of the science image becomes D, that of the template S.
+
+    Returns those (2, tall, 2 · (tall // 2 + 1)) of the slopes of the template's share of S along x and y, on half as
+    many pixels. All of real and imaginary parts in turn.
+    """
+    side = spectra.shape[1]
+    half = tall // 2 + 1
+    slopes = np.empty((2, tall, 2 * half), np.float32)
+    share = np.empty(spectra.shape[2], np.float32)
     unit = np.float32(0.25 * 2.0 * np.pi / side)
-    for k in range(new.shape[0]):
-        noise_new, noise_old = noise[k, 0], noise[k, 1]
-        level = noise_new + noise_old
-        for v in range(side):
-            n_line, o_line = new[k, v], old[k, v]
-            p_line, q_line, turn = psf_new[k, v], psf_old[k, v], down[v]
-            # row of the spectrum of half as many pixels
-            row, rate = -1, np.float32(0)
-            if v < (tall + 1) // 2:
-                row, rate = v, unit * np.float32(v)
-            elif v >= side - tall // 2:
-                row, rate = v - (side - tall), unit * np.float32(v - side)
-            for u in range(new.shape[2]):
-                p, q = p_line[u], q_line[u]
-                power_p = p.real * p.real + p.imag * p.imag
-                power_q = q.real * q.real + q.imag * q.imag
-                inverse = np.float32(1) / (noise_new * power_q + noise_old * power_p)
-                image, template = n_line[u], o_line[u] * turn * across[u]
-                from_template = q.conjugate() * template * (power_p * inverse)
-                if row >= 0 and u < half:
-                    turned = np.complex64(complex(-from_template.imag, from_template.real))
-                    slopes[0, k, row, u] = turned * (unit * np.float32(u))
-                    slopes[1, k, row, u] = turned * rate
-                o_line[u] = p.conjugate() * image * (power_q * inverse) - from_template
-                n_line[u] = (q * image - p * template) * np.sqrt(level * inverse)
+    for v in range(side):
+        _mix_lines(spectra[0, v], spectra[1, v], filters[0, v], filters[1, v], filters[2, v], filters[3, v], share)
+        # row of the spectrum of half as many pixels
+        if v < (tall + 1) // 2:
+            row, rate = v, unit * np.float32(v)
+        elif v >= side - tall // 2:
+            row, rate = v - (side - tall), unit * np.float32(v - side)
+        else:
+            continue
+        along, up = slopes[0, row], slopes[1, row]
+        for u in range(half):
+            step = unit * np.float32(u)
+            along[2 * u], along[2 * u + 1] = -share[2 * u + 1] * step, share[2 * u] * step
+            up[2 * u], up[2 * u + 1] = -share[2 * u + 1] * rate, share[2 * u] * rate
+    return slopes
+
+
+@njit(cache=True, nogil=True)
+def _paste_slopes(steep, slopes, row, column, inner, halo):
+    """Squares of the slopes (2, side, side) of a block, into their plane."""
+    ny, nx = slopes.shape
+    left = column * inner
+    for y in range(row * inner, min((row + 1) * inner, ny)):
+        along, up, line = steep[0, y - row * inner + halo], steep[1, y - row * inner + halo], slopes[y]
+        for x in range(left, min(left + inner, nx)):
+            one, two = along[x - left + halo], up[x - left + halo]
+            line[x] = one * one + two * two
 
 
 @njit(cache=True, nogil=True)

@@ -17,9 +17,10 @@ from lap_assets.pipeline import final_stacks, stacks
 from lap_assets.pipeline.psf_members import planes_of_grid, read_psf_grid
 from lap_assets.pipeline.stack_inputs import open_inputs, wrap_images
 from lap_assets.pipeline.task import Task
+from lap_assets.science.input_removal import remove_inputs
 from lap_assets.science.moffat import MoffatPsf
 from lap_assets.science.psf_grid import PsfGrid, lay_nodes
-from lap_assets.science.stack import remove_inputs, subtract_level
+from lap_assets.science.stack import subtract_level
 from lap_assets.science.streaks import STREAK_COLUMNS
 from lap_assets.settings import Settings, StackSettings
 from lap_assets.store.repo import Repo
@@ -186,8 +187,10 @@ def test_a_stack_without_a_night_from_what_is_published(tmp_path):
     table = repo.read_table(pin, "inputs.parquet")
     assert (used[0][50:52, 60:90] & 8 == 0).all()
     levels = table[["level_0", "level_1", "level_2"]].to_numpy()
-    taken = [subtract_level(repo.read_image(pins[k]), levels[k]) for k in (1, 3)]
-    result = remove_inputs(repo.read_image(pin), used, table["weight"].to_numpy(), [1, 3], taken)
+    result = repo.read_image(pin)
+    remove_inputs(
+        result, used, table["weight"].to_numpy(), [1, 3], [repo.read_image(pins[k]) for k in (1, 3)], levels[[1, 3]]
+    )
     total, norm, scatter = (np.zeros(SHAPE) for _ in range(3))
     for k in (0, 2, 4):
         weight = table["weight"][k] * (used[0] >> k & 1)

@@ -15,11 +15,16 @@ from lap_assets.science.block_transform import lay_blocks, transfer_functions
 def test_inner_parts_cover_every_pixel_once(ny, nx, halo):
     image = np.arange(ny * nx, dtype=np.float32).reshape(ny, nx)
     grid = lay_blocks((ny, nx), halo, 160)
-    again = np.full_like(image, np.nan)
-    for row in range(grid.n_rows):
-        first, last = grid.bounds(row)
-        grid.paste(grid.cut(image, row), row, again[first:last])
-    assert np.array_equal(image, again)
+    again, block = np.full((2, ny, nx), np.nan, np.float32), np.empty((2, grid.side, grid.side), np.float32)
+    for row, column in np.ndindex(grid.n_rows, grid.n_columns):
+        grid.cut((image, -image), row, column, block)
+        grid.paste(block, again, row, column)
+    assert np.array_equal(again, [image, -image])
+    cells = grid.join(2)
+    assert [cells.bounds(row)[0] for row in range(cells.n_rows)] == [
+        grid.bounds(row)[0] for row in range(0, grid.n_rows, 2)
+    ]
+    assert (cells.bounds(cells.n_rows - 1)[1], cells.columns(cells.n_columns - 1)[1]) == (ny, nx)
 
 
 @pytest.mark.parametrize(("shape", "size"), [((300, 410), 13), ((97, 205), 5), ((640, 350), 8)])
@@ -30,9 +35,10 @@ def test_convolution_on_blocks_is_that_of_the_whole(shape, size):
     grid = lay_blocks(shape, size, 120)
     transfer = transfer_functions(kernel[None], grid.side)
     out = np.empty_like(image)
-    for row in range(grid.n_rows):
-        first, last = grid.bounds(row)
-        grid.paste(fft.irfft2(fft.rfft2(grid.cut(image, row)) * transfer, (grid.side,) * 2), row, out[first:last])
+    block = np.empty((1, grid.side, grid.side), np.float32)
+    for row, column in np.ndindex(grid.n_rows, grid.n_columns):
+        grid.cut((image,), row, column, block)
+        grid.paste(fft.irfft2(fft.rfft2(block) * transfer, (grid.side,) * 2), (out,), row, column)
     centre = size // 2
     whole = fftconvolve(image, kernel)[centre : centre + shape[0], centre : centre + shape[1]]
     assert np.abs(out - whole).max() < 1e-4

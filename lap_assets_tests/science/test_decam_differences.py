@@ -111,3 +111,12 @@ def test_nothing_is_found_that_upstream_has_not(pairs, source):
     away = np.hypot(x[:, None] - peaks[:, 1], y[:, None] - peaks[:, 0]).min(axis=1)
     assert away.max() < 2.0 * fwhm
     assert (sources["flags"] == 0).sum() == 1
+
+
+@pytest.mark.parametrize("source", ["stacks", "frames"])
+def test_zogy_leaves_no_other_unflagged_residual(pairs, source):
+    """All others over 5 sigma are flagged, most at bright stars; the rest of the field is noise as stated."""
+    sources, *_ = find_sources(pairs[source], "zogy")
+    assert (np.abs(sources["snr"]) >= 5.0).all()
+    (one,) = sources[sources["flags"] == 0].itertuples()
+    assert np.hypot(one.x - PLACE[0], one.y - PLACE[1]) < 0.5

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from lap_assets.errors import UnprocessableData
-from lap_assets.model.image import MaskedImage
+from lap_assets.model.image import Mask, MaskedImage
 from lap_assets.science.matching_kernel import KernelLimits
 from lap_assets.science.star_comparison import compare_stars, judge_stars
 from lap_assets_tests.science.difference_fields import DrawnPsf, draw_moffat
@@ -53,6 +53,21 @@ def test_stars_that_are_gone_leave_chi2_of_one():
     dark = MaskedImage(np.zeros((N, N), np.float32), noise.mask, noise.var)
     assert judge_stars(noise, dark, found.x, found.y, found.half) == pytest.approx(1.0, abs=0.05)
     assert np.isnan(judge_stars(noise, dark, found.x[:0], found.y[:0], found.half))
+
+
+def test_masked_pixels_of_any_value_do_not_count():
+    """LV-17: 1e30 and NaN under a mask beside stars: no overflow, and a chi2 of what is left."""
+    found = compare(draw_stars((0.0, 0.0)))
+    rng = np.random.default_rng(1)
+    mask = np.zeros((N, N), np.int16)
+    mask[found.y, found.x + 1] = mask[found.y, found.x - 1] = int(Mask.BAD)
+    sci, light = rng.normal(0, 5.0, (N, N)).astype(np.float32), np.zeros((N, N), np.float32)
+    sci[found.y, found.x + 1], light[found.y, found.x - 1] = 1e30, np.nan
+    light[found.y, found.x + 1] = 1e30
+    noise = MaskedImage(sci, mask, np.full((N, N), 25, np.float32))
+    with np.errstate(over="raise", invalid="raise"):
+        chi2 = judge_stars(noise, MaskedImage(light, mask, noise.var), found.x, found.y, found.half)
+    assert chi2 == pytest.approx(1.0, abs=0.05)
 
 
 def test_who_lacks_stars_is_named():
