@@ -84,14 +84,17 @@ class Elsewhere:
 
 def open_elsewhere(repo: Repo, settings: DiffSettings, collection: str, wanted: str, band: str) -> Elsewhere:
     """Where the settings say that templates are; raises `BadInput` where there is no such repository or collection."""
-    root = repo.root / settings.template_repository if settings.template_repository else repo.root
-    place = Elsewhere(Repo(Path(root)), settings.template_collection or collection, wanted, band)
-    known = place.repo.layout.collections() if place.repo.root.is_dir() else []
-    if place.collection not in known:
+    root = Path(repo.root / settings.template_repository)
+    place = Elsewhere(Repo(root), settings.template_collection or collection, wanted, band)
+    known = place.repo.layout.collections() if root.is_dir() else []
+    if settings.template_repository and not known:
         raise BadInput(
-            f"diffs.template_repository, diffs.template_collection: no collection {place.collection!r} in "
-            f"{place.repo.root}; there are: {', '.join(known) or 'none'}"
+            f"diffs.template_repository: {root} is no repository with products: name the folder with lap.yaml in it, "
+            "or leave the setting out"
         )
+    if place.collection not in known:
+        there = ", ".join(known) or "none"
+        raise BadInput(f"diffs.template_collection: no collection {place.collection!r} in {root}; there are: {there}")
     return place
 
 

@@ -213,7 +213,7 @@ def test_a_template_that_does_not_overlap_is_no_work(world, tmp_path):
         "no template for e6 on skycell 00 of t.0: looked for a stack in band r in collection deep, "
         "nothing there overlaps it"
     )
-    with pytest.raises(BadInput, match=r"no collection 'wide' in .*there are: deep"):
+    with pytest.raises(BadInput, match=r"template_collection: no collection 'wide' in .*there are: deep"):
         plan_one(world, "e6", template_repository=str(tmp_path / "other"), template_collection="wide")
 
 
