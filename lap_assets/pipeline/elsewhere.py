@@ -13,8 +13,8 @@ import numpy as np
 from astropy.io import fits
 from astropy.wcs import WCS
 
-from lap_assets.errors import BadInput
-from lap_assets.model.ids import JOIN, DataId, Pin
+from lap_assets.errors import BadInput, NotFound
+from lap_assets.model.ids import JOIN, DataId, Pin, join_key
 from lap_assets.model.image import MaskedImage
 from lap_assets.model.states import DONE
 from lap_assets.science.pixel_map import map_pixels
@@ -67,6 +67,16 @@ class Elsewhere:
                 return [manifest.pin]
         ours = WCS(header)
         return sorted(pin for pin, theirs in self._images if overlaps(ours, header, WCS(theirs), theirs))
+
+    def find_night(self, stack: Pin, night: str) -> list[DataId]:
+        """Warps of a night that are in a stack, as its table of inputs says; sorted."""
+        try:
+            inputs = self.repo.read_table(stack, "inputs.parquet", ["exposure", "night", "weight"])
+        except NotFound:
+            return []
+        where = stack.data_id
+        mine = inputs.loc[(inputs["night"] == night) & (inputs["weight"] > 0), "exposure"]
+        return [DataId(self.collection, "warps", join_key(one, where.parts[0]), where.unit) for one in sorted(mine)]
 
     @cached_property
     def _images(self) -> list[tuple[Pin, fits.Header]]:
