@@ -220,6 +220,7 @@ class DiffSettings(Section):
     max_kernel_sum_error: float = Field(0.2, gt=0)  # of two calibrated images
     max_offset_px: float = Field(1.0, gt=0)  # between matched stars
     max_sky_chi: float = Field(1.25, gt=1)  # scatter of the sky over what VAR says, or the inverse
+    max_residual_stars: float = Field(0.2, gt=0, le=1)  # of the bright stars, that leave an unflagged source
     min_template_coverage: float = Field(0.2, ge=0, le=1)  # of the science image's usable pixels
     kernel_order: int = Field(1, ge=0)
     background_order: int = Field(1, ge=0)
