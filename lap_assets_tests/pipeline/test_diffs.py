@@ -120,6 +120,9 @@ def test_a_bad_subtraction_fails_its_check_and_gives_nothing_away(tmp_path, meth
     check = told[SUBTRACTION]
     assert (check.passed, check.severity, check.blocking) == (False, dg.AssetCheckSeverity.WARN, False)
     assert "flux ratio" in check.metadata["bad"].value[SKY]
+    (row,) = check.metadata["numbers"].records
+    assert row.data["skycell"] == SKY and abs(np.log(row.data["kernel_sum"])) == pytest.approx(np.log(1.6), abs=0.1)
+    assert check.metadata["kernel_sum"].value == pytest.approx(row.data["kernel_sum"])
 
 
 def test_a_good_one_passes_its_check(good):
