@@ -1,6 +1,7 @@
 """What Dagster is told of a partition: the LAP runs it belongs to, what was cleaned, and what came back otherwise."""
 
 import dagster as dg
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -19,6 +20,8 @@ from lap_assets.model.quality import QualityRow, Verdict
 from lap_assets.model.survey import Member, Run, Survey
 from lap_assets.pipeline.engine import PartitionReport
 from lap_assets.pipeline.task import UnitReport
+from lap_assets.qa.pictures import thumbnail
+from lap_assets.science.streaks import STREAK_COLUMNS
 from lap_assets.store.repo import Repo
 
 SURVEY = Survey(
@@ -94,12 +97,16 @@ def test_metrics_of_units_are_summed_averaged_or_named():
 
 def test_the_picture_of_streak_masks_is_that_of_the_unit_with_most(tmp_path):
     repo, units = Repo(tmp_path), []
+    pictures = [thumbnail(np.eye(8, dtype="f4") * k, np.zeros((8, 8), np.int16)) for k in (1, 0, -1)]
     for number, n in enumerate((0, 2, 1)):
         data_id = DataId("main", "streak_masks", "e1|sky.0", f"{number:02d}")
-        members = {"preview.png": f"picture {number}".encode(), "streaks.parquet": pd.DataFrame({"x0": [0.0] * n})}
+        members = {
+            "preview.png": pictures[number],
+            "streaks.parquet": pd.DataFrame(dict.fromkeys(STREAK_COLUMNS, [0.0] * n)),
+        }
         repo.publish(data_id, members, inputs=(), recipe="x", config_sha256="x", code=1, metrics={"n_streaks": n})
         units.append(UnitReport(data_id, "done", "ab", metrics={"n_streaks": n}))
-    assert find_picture(repo, PartitionReport("streak_masks", "e1|sky.0", "done", tuple(units))) == b"picture 1"
+    assert find_picture(repo, PartitionReport("streak_masks", "e1|sky.0", "done", tuple(units))) == pictures[1]
 
 
 def test_what_came_back_otherwise_than_it_was_says_so(tmp_path):
