@@ -40,6 +40,7 @@ STOPPING = frozenset({BLOCKING, COMPARISON})  # nothing is made from what fails 
 SUBTRACTION_NUMBERS = ("kernel_sum", "stamp_chi2", "sky_chi", "offset_px", "n_matched_stars", "n_clean_sources")
 MAX_ROWS = 100
 MAX_TEXT = 300  # characters
+SHARED = frozenset({"n_inputs", "n_template_inputs", "n_chips"})  # counts of what the units of a partition share
 PREVIEW = "preview.png"
 
 
@@ -99,7 +100,7 @@ def describe_runs(survey: Survey, product: str, partition: str) -> dict[str, dg.
 
 
 def average_metrics(report: PartitionReport) -> dict[str, float | str]:
-    """Metrics of the units: counts (`n_…`) summed, other numbers and counts of inputs, which units share, averaged;
+    """Metrics of the units: counts (`n_…`) summed, other numbers and counts of what units share averaged;
     texts where all units agree, else of those units that differ from most.
     """
     values: dict[str, dict[str, Any]] = {}
@@ -111,7 +112,7 @@ def average_metrics(report: PartitionReport) -> dict[str, float | str]:
     for name, by_unit in sorted(values.items()):
         found = list(by_unit.values())
         if all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in found):
-            add = name.startswith("n_") and not name.endswith("_inputs")
+            add = name.startswith("n_") and name not in SHARED
             out[name] = sum(found) if add else float(f"{sum(found) / len(found):.6g}")
         elif text := join_texts(by_unit):
             out[name] = text
