@@ -56,8 +56,8 @@ class TemplatePlan:
         Images of another collection or repository, and
     night : list of (data id, content)
         those warps there of the exposure's night that are in them.
-    lacking : str
-        What is cleaned of the latter, so that the night cannot be taken out.
+    n_lost : int
+        How many of the latter are not known there any more, so that the night cannot be taken out.
     looked_for : str
         What it is, in words, for the reason where there is none.
     """
@@ -66,7 +66,7 @@ class TemplatePlan:
     pins: tuple[Pin, ...] = ()
     elsewhere: list[list[str]] = field(default_factory=list)
     night: list[list[str]] = field(default_factory=list)
-    lacking: str = ""
+    n_lost: int = 0
     looked_for: str = ""
 
 
@@ -120,14 +120,12 @@ def plan_templates(
 def _plan_elsewhere(place: Elsewhere, pins: Sequence[Pin], night: str, ours: bool) -> TemplatePlan:
     """Images of another place; of stacks that hold the exposure's night, the warps by which it is taken out."""
     gone = [] if place.wanted else [one for pin in pins for one in place.find_night(pin, night)]
-    lacking = [one for one in gone if not place.repo.has_files(one)]
-    if lacking:
-        why = f"it holds {len(gone)} exposures of night {night}, and {lacking[0]} is not there any more to take it out"
-        return TemplatePlan("elsewhere", lacking=why, looked_for=place.description)
+    # also those that were cleaned: what was made with them stays as it is
     warps = [pin for one in gone if (pin := place.repo.pin(one)) is not None]
     return TemplatePlan(
-        "elsewhere", (*pins, *warps) if ours else (), split_pins(pins), split_pins(warps), looked_for=place.description
-    )
+        "elsewhere", (*pins, *warps) if ours else (), split_pins(pins), split_pins(warps),
+        len(gone) - len(warps), place.description,
+    )  # fmt: skip
 
 
 def _find_stack(repo: Repo, data_id: DataId, warps: Sequence[Pin]) -> Pin | None:
@@ -150,7 +148,7 @@ def describe_plan(plan: TemplatePlan, settings: DiffSettings) -> tuple[dict[str,
     # the path is no part of the recipe: what the pins name is
     facts["template_pins"] = plan.elsewhere
     facts |= {"template_night": plan.night} if plan.night else {}
-    facts |= {"template_lacking": plan.lacking} if plan.lacking else {}
+    facts |= {"template_lost": plan.n_lost} if plan.n_lost else {}
     return facts, {"template_repository": settings.template_repository}
 
 
@@ -264,12 +262,13 @@ def _describe_rest(inputs: pd.DataFrame, left: np.ndarray) -> dict[str, Any]:
 def _fetch_template(task: Task, repo: Repo, science: MaskedImage) -> Template:
     """An image of another collection or repository on our grid."""
     pins, night = join_pins(task.params["template_pins"]), join_pins(task.params.get("template_night", ()))
-    if lacking := task.params.get("template_lacking"):
-        raise _explain_lack(task, lacking)
     if not pins:
         raise _explain_lack(task, "nothing there overlaps it")
     root = task.places.get("template_repository", "")
     there = Repo(Path(repo.root / root)) if root else repo
+    lost = task.params.get("template_lost", 0) + sum(not there.has_files(pin.data_id) for pin in night)
+    if lost:
+        raise _explain_lack(task, f"it holds the night of {task.params['exposure']}, of which {lost} warps are cleaned")
     if len(pins) == 1 and is_same_grid(there.read_header(pins[0], "image.fits"), science.header):
         return _read_stack(task, there, pins[0], night)
     found = [_read_stack(task, there, pin, night) for pin in pins]

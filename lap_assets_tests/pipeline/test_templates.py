@@ -9,6 +9,7 @@ from lap_assets.model.ids import DataId
 from lap_assets.model.image import Mask
 from lap_assets.model.products import get_product
 from lap_assets.pipeline import diffs
+from lap_assets.pipeline.engine import Session, find_cleaned_inputs
 from lap_assets.pipeline.psf_members import read_psf_grid
 from lap_assets.pipeline.recipes import compute_recipe
 from lap_assets.pipeline.stages import STAGES
@@ -196,6 +197,9 @@ def test_a_stack_of_another_collection_is_an_input_like_any_other(tmp_path):
     assert (report.state, report.metrics["quality"]) == ("done", "good")
     pinned = {pin.data_id.collection: pin for pin in world.repo.manifest(report.data_id).inputs}
     assert pinned["deep"] == other.repo.pin(DataId("deep", "stacks", "t.0|r", SKY))
+    other.repo.clean(pinned["deep"].data_id)
+    session = Session(world.survey, world.repo, parse_settings({"diffs": {"template_collection": "deep"}}, "test"))
+    assert find_cleaned_inputs(session, "diffs", "e6|t.0") == []  # the stack of main of that name was never made
     (found,) = find_change(world.read("diffs", "e6")[1]).itertuples()
     assert found.flux == pytest.approx(CHANGE[2], abs=3.5 * found.flux_err)
     (again,) = world.run("diffs", "e3", diffs={"template_collection": "deep", "template": "exposure=e3"})
@@ -217,8 +221,12 @@ def test_a_stack_of_another_repository_is_taken_without_the_night(world, tmp_pat
     assert found.flux == pytest.approx(CHANGE[2], abs=3.5 * found.flux_err) and found.flux_err < 0.07 * CHANGE[2]
     other.repo.clean(DataId("deep", "warps", f"e5|{cell.name}", SKY))
     (report,) = world.run("diffs", "e6", diffs=chosen)
+    assert (report.state, report.skipped) == ("done", True)  # what was made stays
+    (report,) = world.run("diffs", "e6", diffs=chosen | {"source_snr": 5.5})
     assert report.state == "no_work"
-    assert f"holds 3 exposures of night n3, and deep/warps/e5|{cell.name}/{SKY} is not there" in report.reason
+    assert (
+        "a stack in band r in collection deep, it holds the night of e6, of which 1 warps are cleaned" in report.reason
+    )
 
 
 def test_a_template_that_does_not_overlap_is_no_work(world, tmp_path):
