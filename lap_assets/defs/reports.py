@@ -33,7 +33,7 @@ MASTER_CHECKS = {
 SUBTRACTION = "subtraction"
 DIFF_CHECKS = {
     SUBTRACTION: "The template fits every skycell: flux ratio, matched stars, their residuals and the sky are as they "
-    "should be. Nothing is taken from the others.",
+    "should be, and bright stars leave no sources. Nothing is taken from the others.",
 }
 BLOCKING = "files_on_disk"
 STOPPING = frozenset({BLOCKING, COMPARISON})  # nothing is made from what fails these
