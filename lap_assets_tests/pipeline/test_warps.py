@@ -171,6 +171,8 @@ def test_the_psf_is_published_with_the_warp_and_is_that_of_its_stars(repo):
     image = output.members["image.fits"]
     half = grid.stamp_px // 2
     assert output.metrics["fwhm_arcsec"] == pytest.approx(0.4 * grid.fwhm_px, abs=1e-4)
+    # also on a skycell smaller than the step, whose corners alone say nothing of where all exposures meet
+    assert len(grid.x) == len(grid.y) == 5
     for x, y in star_places(image)[[0, 4, 8]]:
         ix, iy = round(x), round(y)
         box = image.sci[iy - half : iy + half + 1, ix - half : ix + half + 1].astype(float)
