@@ -43,7 +43,7 @@ class ClusterSettings(Frozen):
     processes: int = Field(0, ge=0)  # workers in a job; 0: one per core
     jobs: int = Field(1, ge=1)  # at most so many at once
     idle_s: float = Field(120.0, ge=5)  # after which jobs without work are given back
-    walltime: str = Field("02:00:00", pattern=r"^(\d+-)?\d{1,3}:\d{2}:\d{2}$")
+    walltime: str = "02:00:00"
     disk_gib: float = Field(1.0, gt=0)  # HTCondor asks for it
     queue: str = ""  # partition (SLURM) or queue (PBS)
     account: str = ""
@@ -53,6 +53,14 @@ class ClusterSettings(Frozen):
     local_folder: str = ""  # scratch folder on the nodes
     encrypted: bool = True  # TLS with certificates made for this one cluster
     shared_folder: str = "~/.lap_assets"  # where those are put, readable by nobody else; seen by all nodes
+
+    @field_validator("walltime", mode="before")
+    @classmethod
+    def _check_walltime(cls, value: object) -> object:
+        # YAML takes 04:00:00 without quotes for a number
+        if not (isinstance(value, str) and re.fullmatch(r"(\d+-)?\d{1,3}:\d{2}:\d{2}", value)):
+            raise ValueError('a walltime is "HH:MM:SS" or "D-HH:MM:SS", in quotes')
+        return value
 
 
 class ComputeSettings(Frozen):

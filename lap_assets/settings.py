@@ -5,12 +5,13 @@ re-makes what depends on it and nothing else. Nothing happens at import. Field n
 """
 
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from lap_assets.compute_settings import ClusterSettings as ClusterSettings
 from lap_assets.compute_settings import ComputeSettings
@@ -30,10 +31,15 @@ class Section(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     judging: ClassVar[frozenset[str]] = frozenset()  # fields that no bytes depend on
+    places: ClassVar[frozenset[str]] = frozenset()  # of these, where inputs are: which they are, planning tells
 
     def dump_recipe(self) -> dict[str, Any]:
         """The values that bytes depend on."""
         return self.model_dump(mode="json", exclude=set(self.judging))
+
+    def dump_places(self) -> dict[str, Any]:
+        """Where inputs are that lie elsewhere, as far as it is said."""
+        return {name: place for name, place in self.model_dump(mode="json", include=set(self.places)).items() if place}
 
 
 class CalibrationSettings(Section):
@@ -158,10 +164,10 @@ class WarpSettings(Section):
     """Chips resampled to skycells."""
 
     kernel: Literal["lanczos3", "spline", "bilinear", "nearest"] = "lanczos3"
-    grid_step_px: int = 32
-    grid_tolerance_px: float = 5e-4
-    max_bad_weight: float = 0.1  # kernel weight of masked pixels above which an output pixel is masked
-    footprint_margin_arcsec: float = 60.0  # planning trusts footprints this far; the solved WCS decides
+    grid_step_px: int = Field(32, ge=2)
+    grid_tolerance_px: float = Field(5e-4, gt=0)
+    max_bad_weight: float = Field(0.1, ge=0, le=1)  # kernel weight of masked pixels; above it a pixel is masked
+    footprint_margin_arcsec: float = Field(60.0, ge=0)  # planning trusts footprints this far; the solved WCS decides
     # which sky is taken off: each chip's own mesh, or the surface over the focal plane, which keeps large haloes
     sky: Literal["mesh", "focal_plane"] = "mesh"
     psf_step_px: float = Field(512.0, gt=0)  # between the nodes at which the PSF is told
@@ -171,13 +177,14 @@ class WarpSettings(Section):
 class StackSettings(Section):
     """Combination of warps with artefacts rejected, also for templates and final stacks."""
 
-    min_inputs: int = 6  # of the first pass
+    min_inputs: int = Field(6, ge=1)  # of the first pass
     weight: Literal["variance", "seeing"] = "variance"  # 1/variance, or 1/(variance FWHM^2): best for point sources
     level_order: int = Field(1, ge=-1, le=1)  # of the background matched between the inputs; -1: none
-    clip_sigma: float = 5.0
-    clip_amplitude: float = 1.0  # fraction of the local amplitude allowed where PSFs differ; 0.3 clips star cores
-    clip_matched: float = 0.1  # the same between inputs brought to one PSF
-    clip_grow_sigma: float = 2.5
+    clip_sigma: float = Field(5.0, gt=0)
+    # fraction of the local amplitude allowed where PSFs differ; 0.3 clips star cores
+    clip_amplitude: float = Field(1.0, ge=0)
+    clip_matched: float = Field(0.1, ge=0)  # the same between inputs brought to one PSF
+    clip_grow_sigma: float = Field(2.5, gt=0)
     # deviations in at most min(epochs + high n, low n) of n inputs are artefacts, in more they are sky or a variable
     clip_epochs: int = Field(2, ge=1)
     clip_low_fraction: float = Field(0.5, gt=0, le=1)
@@ -199,30 +206,39 @@ class DiffSettings(Section):
     # what all others are subtracted from: the run's first-pass stack less the exposure's night, or where there is none
     # the other nights' warps combined, which `warps` always does, `matched` with their PSFs made alike; or the warp of
     # another exposure: exposure=NAME
-    template: str = Field("stack", pattern=r"^(stack|warps|matched|exposure=[A-Za-z0-9_.\-]+)$")
+    template: str = "stack"
     # stacks (warps, with exposure=NAME) of another collection, or of another repository, are taken where one is named
     template_repository: str = ""
     template_collection: str = ""
-    min_template_inputs: int = 2
+    min_template_inputs: int = Field(2, ge=1)
     method: Literal["alard_lupton", "zogy"] = "alard_lupton"
     decorrelate: bool = True  # noise of the difference as white as a warp's
     convolve: Literal["auto", "template", "science"] = "auto"  # auto: the sharper one (alard_lupton)
     # what a subtraction must be to be believed, else nothing is taken from it
-    min_matched: int = 5  # stars in both images
-    max_stamp_chi2: float = 4.0  # median reduced chi2 of matched stars
-    max_kernel_sum_error: float = 0.2  # of two calibrated images
-    max_offset_px: float = 1.0  # between matched stars
-    max_sky_chi: float = 1.25  # scatter of the sky over what VAR says, or the inverse
-    min_template_coverage: float = 0.2  # of the science image's usable pixels
-    kernel_order: int = 1
-    background_order: int = 1
-    max_stamps: int = 100
-    min_stamp_snr: float = 20.0
-    source_snr: float = 5.0
-    bright_fraction: float = 0.1  # of the template's flux below which a residual is not believed
-    bright_star_snr: float = 300.0  # of the stars whose distance from each source is told
+    min_matched: int = Field(5, ge=0)  # stars in both images
+    max_stamp_chi2: float = Field(4.0, gt=0)  # median reduced chi2 of matched stars
+    max_kernel_sum_error: float = Field(0.2, gt=0)  # of two calibrated images
+    max_offset_px: float = Field(1.0, gt=0)  # between matched stars
+    max_sky_chi: float = Field(1.25, gt=1)  # scatter of the sky over what VAR says, or the inverse
+    max_residual_stars: float = Field(0.2, gt=0, le=1)  # of the bright stars, that leave an unflagged source
+    min_template_coverage: float = Field(0.2, ge=0, le=1)  # of the science image's usable pixels
+    kernel_order: int = Field(1, ge=0)
+    background_order: int = Field(1, ge=0)
+    max_stamps: int = Field(100, ge=1)
+    min_stamp_snr: float = Field(20.0, gt=0)
+    source_snr: float = Field(5.0, gt=0)
+    bright_fraction: float = Field(0.1, ge=0)  # of the template's flux below which a residual is not believed
+    bright_star_snr: float = Field(300.0, gt=0)  # of the stars whose distance from each source is told
 
     judging: ClassVar[frozenset[str]] = frozenset({"template_repository"})  # what is taken from it is pinned by content
+    places: ClassVar[frozenset[str]] = judging
+
+    @field_validator("template")
+    @classmethod
+    def _check_template(cls, value: str) -> str:
+        if not re.fullmatch(r"stack|warps|matched|exposure=[A-Za-z0-9_.\-]+", value):
+            raise ValueError("a template is stack, warps, matched or exposure=NAME")
+        return value
 
     @property
     def template_exposure(self) -> str:
@@ -233,18 +249,18 @@ class DiffSettings(Section):
 class StreakMaskSettings(Section):
     """Trails on the differences."""
 
-    snr: float = 10.0
-    min_length_px: float = 80.0
-    margin_px: float = 2.0  # added on both sides of a trail when it is masked
+    snr: float = Field(10.0, gt=0)
+    min_length_px: float = Field(80.0, gt=0)
+    margin_px: float = Field(2.0, ge=0)  # added on both sides of a trail when it is masked
 
 
 class TransientSettings(Section):
     """Association of the sources of all differences of a cell."""
 
-    match_radius_arcsec: float = 1.0
-    min_detections: int = 2  # in different exposures
-    min_snr: float = 5.0
-    min_snr_max: float = 6.0  # of the best detection
+    match_radius_arcsec: float = Field(1.0, gt=0)
+    min_detections: int = Field(2, ge=1)  # in different exposures
+    min_snr: float = Field(5.0, gt=0)
+    min_snr_max: float = Field(6.0, gt=0)  # of the best detection
     positive_only: bool = True  # light that appeared; False: also light that went
 
 
@@ -394,7 +410,7 @@ def load_settings(root: Path, overrides: Mapping[str, Any] | None = None) -> Set
         if not isinstance(target, dict):
             raise BadInput(f"{path}: {section!r} must be a section")
         target[name] = value
-    return parse_settings(values, str(path))
+    return parse_settings(values, f"{path} and -c" if overrides else str(path))
 
 
 def parse_value(text: str, key: str) -> Any:
@@ -445,4 +461,8 @@ def parse_settings(values: Mapping[str, Any], where: str) -> Settings:
         key = ".".join(str(part) for part in first["loc"])
         if first["type"] == "extra_forbidden":
             raise BadInput(f"{where}: unknown setting {key!r}; `lap show settings` lists them all") from error
-        raise BadInput(f"{where}: setting {key!r}: {first['msg']} (got {first['input']!r})") from error
+        wrong = first["msg"].removeprefix("Value error, ")
+        got = (
+            "" if isinstance(first["input"], dict) else f" (got {first['input']!r})"
+        )  # of a section: all of its values
+        raise BadInput(f"{where}: setting {key!r}: {wrong}{got}") from error

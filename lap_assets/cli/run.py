@@ -58,6 +58,8 @@ def run(
     print(drive.describe(summary))
     for line in summary.failures:
         typer.echo(f"lap: {line}", err=True)
+    if any(": dropped: " in line for line in summary.failures):
+        typer.echo("lap: once the cause is gone, `lap run --retry` takes up again what was dropped", err=True)
     if summary.failures or summary.waiting:
         for (product, partition), reason in list(summary.waiting.items())[:20]:
             typer.echo(f"lap: {product} {partition} {reason}", err=True)

@@ -7,7 +7,10 @@ partition from flowing on.
 """
 
 import base64
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from textwrap import shorten
+from typing import Any
 
 import dagster as dg
 
@@ -30,11 +33,14 @@ MASTER_CHECKS = {
 SUBTRACTION = "subtraction"
 DIFF_CHECKS = {
     SUBTRACTION: "The template fits every skycell: flux ratio, matched stars, their residuals and the sky are as they "
-    "should be. Nothing is taken from the others.",
+    "should be, and bright stars leave no sources. Nothing is taken from the others.",
 }
 BLOCKING = "files_on_disk"
 STOPPING = frozenset({BLOCKING, COMPARISON})  # nothing is made from what fails these
+SUBTRACTION_NUMBERS = ("kernel_sum", "stamp_chi2", "sky_chi", "offset_px", "n_matched_stars", "n_clean_sources")
 MAX_ROWS = 100
+MAX_TEXT = 300  # characters
+SHARED = frozenset({"n_inputs", "n_template_inputs", "n_chips"})  # counts of what the units of a partition share
 PREVIEW = "preview.png"
 
 
@@ -94,24 +100,40 @@ def describe_runs(survey: Survey, product: str, partition: str) -> dict[str, dg.
 
 
 def average_metrics(report: PartitionReport) -> dict[str, float | str]:
-    """Metrics of the units: counts (`n_…`) summed, other numbers averaged, texts kept where all units agree."""
-    values: dict[str, list] = {}
+    """Metrics of the units: counts (`n_…`) summed, other numbers and counts of what units share averaged;
+    texts where all units agree, else of those units that differ from most.
+    """
+    values: dict[str, dict[str, Any]] = {}
     for unit in report.units:
         for name, value in unit.metrics.items():
             if value is not None and value == value:
-                values.setdefault(name, []).append(value)
+                values.setdefault(name, {})[unit.data_id.unit] = value
     out: dict[str, float | str] = {}
-    for name, found in sorted(values.items()):
+    for name, by_unit in sorted(values.items()):
+        found = list(by_unit.values())
         if all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in found):
-            out[name] = sum(found) if name.startswith("n_") else float(f"{sum(found) / len(found):.6g}")
-        elif len(set(map(str, found))) == 1:
-            out[name] = str(found[0])
+            add = name.startswith("n_") and name not in SHARED
+            out[name] = sum(found) if add else float(f"{sum(found) / len(found):.6g}")
+        elif text := join_texts(by_unit):
+            out[name] = text
     return out
 
 
+def join_texts(by_unit: Mapping[str, Any]) -> str:
+    """What the units agree on, else what those say that differ from most of them; shortened."""
+    ((usual, n), *_) = Counter(map(str, by_unit.values())).most_common()
+    if n == len(by_unit):
+        return usual
+    others = [f"{unit}: {text}" for unit, text in by_unit.items() if str(text) != usual]
+    return shorten("; ".join(([f"most: {usual}"] if usual else []) + others), MAX_TEXT, placeholder=" …")
+
+
 def find_picture(repo: Repo, report: PartitionReport) -> bytes | None:
-    """The preview of the first unit that has one."""
-    for unit in report.units:
+    """The preview of the first unit that has one; of streak masks, of the unit with most of them."""
+    units = report.units
+    if report.product == "streak_masks":
+        units = sorted(units, key=lambda unit: -unit.metrics.get("n_streaks", 0))
+    for unit in units:
         manifest = repo.manifest(unit.data_id) if unit.state == DONE else None
         if manifest is not None and PREVIEW in manifest.members:
             return repo.read_bytes(unit.data_id, PREVIEW)
@@ -154,11 +176,23 @@ def evaluate_subtraction(asset_key: dg.AssetKey, report: PartitionReport) -> dg.
     """The check of the differences of an exposure: which cannot be believed, and why."""
     said = {unit.data_id.unit: str(unit.metrics.get("quality", GOOD)) for unit in report.units if unit.state == DONE}
     bad = {unit: quality for unit, quality in said.items() if quality != GOOD}
+    records = [
+        dg.TableRecord(
+            {"skycell": unit.data_id.unit, "quality": said[unit.data_id.unit]}
+            | {name: float(unit.metrics.get(name, "nan")) for name in SUBTRACTION_NUMBERS}
+        )
+        for unit in report.units
+        if unit.state == DONE
+    ]
+    averages = average_metrics(report)
+    metadata = {name: averages[name] for name in SUBTRACTION_NUMBERS if name in averages}
+    metadata |= {"bad": dg.MetadataValue.json(dict(list(bad.items())[:MAX_ROWS]))}
+    metadata |= {"numbers": dg.MetadataValue.table(records[:MAX_ROWS])} if records else {}
     return dg.AssetCheckEvaluation(
         asset_key=asset_key,
         check_name=SUBTRACTION,
         passed=not bad,
-        metadata={"bad": dg.MetadataValue.json(dict(list(bad.items())[:MAX_ROWS]))},
+        metadata=metadata,
         severity=dg.AssetCheckSeverity.WARN,
         description="; ".join(f"{unit}: {quality}" for unit, quality in list(bad.items())[:3]) or None,
         blocking=False,

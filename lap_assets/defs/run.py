@@ -136,10 +136,11 @@ class Terminal:
         summary.partitions += len(actions)
         if kind == DROP:
             survey = self.space.survey(self.collection)  # its members may be fewer by now
-            dropped = [(action.partition, action.reason) for action in actions]
-            for report in drop_partitions(self.space, survey, product, dropped):
-                if not report.reason.startswith(POSTPONED):  # that is no fault
-                    summary.failures.append(f"{product} {report.partition}: dropped: {report.reason}")
+            reasons = {action.partition: action.reason for action in actions}
+            for report in drop_partitions(self.space, survey, product, list(reasons.items())):
+                reason = reasons[report.partition]  # the partition's own is empty where other units of it are done
+                if not reason.startswith(POSTPONED):  # that is no fault
+                    summary.failures.append(f"{product} {report.partition}: dropped: {reason}")
             return
         for first, last in contiguous_ranges([one.partition for one in actions], self.survey.partitions(product)):
             self.problem = launch(self._job, self.instance, self.survey, product, kind, first, last)

@@ -23,7 +23,7 @@ from lap_assets.model.decisions import (
     Snapshot,
     Step,
 )
-from lap_assets.model.products import get_product
+from lap_assets.model.products import PRODUCTS, get_product
 from lap_assets.model.survey import PartitionRef, Survey
 from lap_assets.operations.clean import choose_kept, find_unavailable
 from lap_assets.operations.define import choose_tessellation, launch_entry, read_queue
@@ -163,6 +163,7 @@ def run_survey(
         survey = space.survey(collection)
         if not survey.exposures:
             raise BadInput(f"nothing is ingested in {space.root}; begin with: lap ingest FILES --camera NAME")
+        check_places(space, survey.collection, to)
         for name in name_tessellations(space, survey.collection, tessellation):
             space.ledger.define_runs(survey.collection, name, label=AUTOMATIC)
         targets = None
@@ -192,8 +193,23 @@ def run_laps(
     for lap_id in lap_ids or ():
         if lap_id not in known:
             raise BadInput(f"no run {lap_id} in sequence {collection}; `lap run list` shows them")
+    if MONITOR_MODE in modes:
+        check_places(space, collection)
     with explain_full_disk(space.root):
         return run_missing(space, collection, modes, lap_ids, None, False, tell, begin, note)
+
+
+def check_places(space: Workspace, collection: str, to: str | None = None) -> None:
+    """Raise `BadInput` where differences are to be made with templates from a place that there is not.
+
+    Planning would say so of each partition, and each would be given up.
+    """
+    chosen, order = space.settings.diffs, list(PRODUCTS)
+    elsewhere = chosen.template_repository or chosen.template_collection not in ("", collection)
+    if elsewhere and (to is None or order.index(to) >= order.index("diffs")):
+        from lap_assets.pipeline.elsewhere import open_elsewhere
+
+        open_elsewhere(space.repo, chosen, collection, chosen.template_exposure, "")
 
 
 def name_tessellations(

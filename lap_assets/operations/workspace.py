@@ -179,8 +179,8 @@ class Workspace:
         return kinds
 
     def configs(self) -> dict[str, str]:
-        """For each product the hash of the settings and code number now in force."""
-        return {name: f"{STAGES[name].config_sha256(self.settings)[:24]}.{PRODUCTS[name].code}" for name in PRODUCTS}
+        """For each product the mark of the settings, and the code number, now in force."""
+        return {name: f"{STAGES[name].mark_settings(self.settings)}.{PRODUCTS[name].code}" for name in PRODUCTS}
 
 
 def list_cameras(survey: Survey) -> list[str]:

@@ -21,7 +21,7 @@ from lap_assets.pipeline.task import Output, Task
 from lap_assets.pipeline.templates import describe_plan, find_psf, make_template, plan_templates
 from lap_assets.qa.pictures import thumbnail
 from lap_assets.science.diff import Difference, DiffLimits, Psf, judge_difference, subtract_images
-from lap_assets.science.diff_sources import SourceFlag, SourceLimits, detect_sources
+from lap_assets.science.diff_sources import SourceFlag, SourceLimits, count_residual_stars, detect_sources
 from lap_assets.science.matching_kernel import KernelLimits
 from lap_assets.science.moffat import MoffatPsf
 from lap_assets.science.psf_grid import PsfGrid, lay_nodes
@@ -79,8 +79,9 @@ def make(task: Task, repo: Repo) -> Output:
     cuts = SourceLimits(
         snr=chosen.source_snr, bright_fraction=chosen.bright_fraction, bright_star_snr=chosen.bright_star_snr
     )
-    sources = detect_sources(difference, template.image, science.wcs, cuts, _read_stars(repo, mine))
-    quality = judge_difference(difference, limits) or GOOD
+    stars = _read_stars(repo, mine)
+    sources = detect_sources(difference, template.image, science.wcs, cuts, stars)
+    quality = judge_difference(difference, limits) or _judge_stars(difference, sources, stars, chosen, cuts) or GOOD
     if quality != GOOD:
         log.warning("%s: bad subtraction: %s", task.data_id, quality)
         sources["flags"] |= int(SourceFlag.BAD_SUBTRACTION)
@@ -96,6 +97,18 @@ def make(task: Task, repo: Repo) -> Output:
     if away := task.params.get("template_pins"):
         metrics["template"] = ", ".join(f"{name}@{content[:12]}" for name, content in away)
     return Output(members, metrics)
+
+
+def _judge_stars(
+    difference: Difference, sources: pd.DataFrame, stars: pd.DataFrame | None, chosen: DiffSettings, cuts: SourceLimits
+) -> str:
+    """What is wrong where more stars than ever vary leave a source; empty where nothing is, or no star is known."""
+    if stars is None:
+        return ""
+    left, n = count_residual_stars(sources, stars, cuts, difference.psf.fwhm_px)
+    if left < chosen.min_matched or left <= chosen.max_residual_stars * n:
+        return ""
+    return f"{left} of {n} bright stars leave a source, {chosen.max_residual_stars:.0%} allowed: PSF or zero points"
 
 
 def _draw_preview(image: MaskedImage) -> bytes:

@@ -13,8 +13,8 @@ import numpy as np
 from astropy.io import fits
 from astropy.wcs import WCS
 
-from lap_assets.errors import BadInput
-from lap_assets.model.ids import JOIN, DataId, Pin
+from lap_assets.errors import BadInput, NotFound
+from lap_assets.model.ids import JOIN, DataId, Pin, join_key
 from lap_assets.model.image import MaskedImage
 from lap_assets.model.states import DONE
 from lap_assets.science.pixel_map import map_pixels
@@ -68,6 +68,16 @@ class Elsewhere:
         ours = WCS(header)
         return sorted(pin for pin, theirs in self._images if overlaps(ours, header, WCS(theirs), theirs))
 
+    def find_night(self, stack: Pin, night: str) -> list[DataId]:
+        """Warps of a night that are in a stack, as its table of inputs says; sorted."""
+        try:
+            inputs = self.repo.read_table(stack, "inputs.parquet", ["exposure", "night", "weight"])
+        except NotFound:
+            return []
+        where = stack.data_id
+        mine = inputs.loc[(inputs["night"] == night) & (inputs["weight"] > 0), "exposure"]
+        return [DataId(self.collection, "warps", join_key(one, where.parts[0]), where.unit) for one in sorted(mine)]
+
     @cached_property
     def _images(self) -> list[tuple[Pin, fits.Header]]:
         """All images that might serve, the first product's before the next one's of the same skycell."""
@@ -84,14 +94,17 @@ class Elsewhere:
 
 def open_elsewhere(repo: Repo, settings: DiffSettings, collection: str, wanted: str, band: str) -> Elsewhere:
     """Where the settings say that templates are; raises `BadInput` where there is no such repository or collection."""
-    root = repo.root / settings.template_repository if settings.template_repository else repo.root
-    place = Elsewhere(Repo(Path(root)), settings.template_collection or collection, wanted, band)
-    known = place.repo.layout.collections() if place.repo.root.is_dir() else []
-    if place.collection not in known:
+    root = Path(repo.root / settings.template_repository)
+    place = Elsewhere(Repo(root), settings.template_collection or collection, wanted, band)
+    known = place.repo.layout.collections() if root.is_dir() else []
+    if settings.template_repository and not known:
         raise BadInput(
-            f"diffs.template_repository, diffs.template_collection: no collection {place.collection!r} in "
-            f"{place.repo.root}; there are: {', '.join(known) or 'none'}"
+            f"diffs.template_repository: {root} is no repository with products: name the folder with lap.yaml in it, "
+            "or leave the setting out"
         )
+    if place.collection not in known:
+        there = ", ".join(known) or "none"
+        raise BadInput(f"diffs.template_collection: no collection {place.collection!r} in {root}; there are: {there}")
     return place
 
 

@@ -176,12 +176,15 @@ class _Work:
 
 
 def find_cleaned_inputs(session: Session, product: str, partition: str, recreate: bool = False) -> list[PartitionRef]:
-    """Partitions that were cleaned, and that `make_partitions` reads for this one; sorted."""
+    """Partitions that were cleaned, and that `make_partitions` reads for this one; sorted. Of the session's collection:
+    nobody here can re-create another's.
+    """
     jobs, _ = _split_done(session, STAGES[product], partition, recreate)
     pinned = {pin.data_id for job in jobs for pin in job.inputs}
     manifests = [session.repo.manifest(data_id) for data_id in sorted(pinned)]
     gone = [one.data_id for one in manifests if one is not None and one.state == CLEANED]
-    return sorted({(data_id.product, data_id.partition) for data_id in gone})
+    ours = [one for one in gone if one.collection == home_of(session.survey.collection, one.product)]
+    return sorted({(data_id.product, data_id.partition) for data_id in ours})
 
 
 def _split_done(

@@ -58,6 +58,17 @@ class Stage:
         """Hash of the settings this stage's bytes depend on."""
         return hashlib.sha256(self.config_document(settings)).hexdigest()
 
+    def mark_settings(self, settings: Settings) -> str:
+        """A short mark of what a partition is planned by: `config_sha256`, and where inputs lie that lie elsewhere.
+
+        Another place has partitions looked at again; units whose inputs are found to be the same there stay.
+        """
+        places = {name: found for name in self.sections if (found := getattr(settings, name).dump_places())}
+        mark = self.config_sha256(settings)
+        if places:
+            mark = hashlib.sha256((mark + json.dumps(places, sort_keys=True)).encode()).hexdigest()
+        return mark[:24]
+
     def restore_settings(self, settings: Settings, document: bytes) -> Settings:
         """`settings` with this stage's sections as `config_document` wrote them.
 

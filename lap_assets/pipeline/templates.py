@@ -5,7 +5,7 @@ Planning pins what it is made of; `make_template` makes it in the worker: the ru
 of another collection or repository (`elsewhere.py`). The subtraction is `diffs.py`'s.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,14 @@ from lap_assets.errors import NoWork
 from lap_assets.model.ids import DataId, Pin, join_key
 from lap_assets.model.image import MaskedImage
 from lap_assets.model.survey import Survey
-from lap_assets.pipeline.elsewhere import is_same_grid, join_pins, open_elsewhere, resample_images, split_pins
+from lap_assets.pipeline.elsewhere import (
+    Elsewhere,
+    is_same_grid,
+    join_pins,
+    open_elsewhere,
+    resample_images,
+    split_pins,
+)
 from lap_assets.pipeline.psf_members import read_psf_grid
 from lap_assets.pipeline.stack_inputs import open_inputs, read_used, wrap_images
 from lap_assets.pipeline.stacks import combine_inputs
@@ -48,7 +55,11 @@ class TemplatePlan:
     pins : tuple of Pin
         Inputs in this repository, besides the warp itself.
     elsewhere : list of (data id, content)
-        Images of another collection or repository.
+        Images of another collection or repository, and
+    night : list of (data id, content)
+        those warps there of the exposure's night that are in them.
+    n_lost : int
+        How many of the latter are not known there any more, so that the night cannot be taken out.
     looked_for : str
         What it is, in words, for the reason where there is none.
     """
@@ -56,6 +67,8 @@ class TemplatePlan:
     kind: str
     pins: tuple[Pin, ...] = ()
     elsewhere: list[list[str]] = field(default_factory=list)
+    night: list[list[str]] = field(default_factory=list)
+    n_lost: int = 0
     looked_for: str = ""
 
 
@@ -82,12 +95,8 @@ def plan_templates(
     if away and not survey.companion(name, cell):
         place = open_elsewhere(repo, chosen, collection, other, band)
         headers = {skycell: survey.cells[cell].skycells[skycell].header() for skycell in skycells}
-        found = {skycell: place.find(cell, skycell, header) for skycell, header in headers.items()}
-        ours = not chosen.template_repository
-        return {
-            skycell: TemplatePlan("elsewhere", tuple(pins) if ours else (), split_pins(pins), place.description)
-            for skycell, pins in found.items()
-        }
+        night, ours = survey.exposures[name].night, not chosen.template_repository
+        return {one: _plan_elsewhere(place, place.find(cell, one, headers[one]), night, ours) for one in skycells}
     if other:
         warps = find_warps(repo, collection, [other], cell)
         looked = f"a warp of {other}"
@@ -110,6 +119,17 @@ def plan_templates(
     return plans
 
 
+def _plan_elsewhere(place: Elsewhere, pins: Sequence[Pin], night: str, ours: bool) -> TemplatePlan:
+    """Images of another place; of stacks that hold the exposure's night, the warps by which it is taken out."""
+    gone = [] if place.wanted else [one for pin in pins for one in place.find_night(pin, night)]
+    # also those that were cleaned: what was made with them stays as it is
+    warps = [pin for one in gone if (pin := place.repo.pin(one)) is not None]
+    return TemplatePlan(
+        "elsewhere", (*pins, *warps) if ours else (), split_pins(pins), split_pins(warps),
+        len(gone) - len(warps), place.description,
+    )  # fmt: skip
+
+
 def _find_stack(repo: Repo, data_id: DataId, warps: Sequence[Pin]) -> Pin | None:
     """The first-pass stack of a skycell if it was made of the warps there are, and says which of them are where.
 
@@ -128,7 +148,10 @@ def describe_plan(plan: TemplatePlan, settings: DiffSettings) -> tuple[dict[str,
     if plan.kind != "elsewhere":
         return facts, {}
     # the path is no part of the recipe: what the pins name is
-    return facts | {"template_pins": plan.elsewhere}, {"template_repository": settings.template_repository}
+    facts["template_pins"] = plan.elsewhere
+    facts |= {"template_night": plan.night} if plan.night else {}
+    facts |= {"template_lost": plan.n_lost} if plan.n_lost else {}
+    return facts, {"template_repository": settings.template_repository}
 
 
 # ---- making
@@ -187,10 +210,16 @@ def _combine_nights(task: Task, repo: Repo, pins: Sequence[Pin], matched: bool) 
 
 def _reduce_stack(task: Task, repo: Repo, mine: Pin, science: MaskedImage, night: Sequence[Pin]) -> Template:
     """The first-pass stack less all inputs of the exposure's night."""
-    pin = task.pins("stacks")[0]
+    return _take_out(task, repo, task.pins("stacks")[0], (mine, *night), {mine: science})
+
+
+def _take_out(
+    task: Task, repo: Repo, pin: Pin, night: Sequence[Pin], at_hand: Mapping[Pin, MaskedImage]
+) -> Template:  # fmt: skip
+    """A stack less some of its inputs, by arithmetic; those `at_hand` are not read again."""
     inputs = repo.read_table(pin, "inputs.parquet")
     weights = inputs["weight"].to_numpy(float)
-    pins = {one.data_id.parts[0]: one for one in (mine, *night)}
+    pins = {one.data_id.parts[0]: one for one in night}
     gone = [row for row, name in enumerate(inputs["exposure"]) if name in pins and weights[row] > 0]
     left = (weights > 0) & ~np.isin(np.arange(len(weights)), gone)
     if left.sum() < task.settings.diffs.min_template_inputs:
@@ -199,7 +228,10 @@ def _reduce_stack(task: Task, repo: Repo, mine: Pin, science: MaskedImage, night
     used = read_used(repo, pin)
     if gone:
         names = [inputs["exposure"][row] for row in gone]
-        warps = [science if pins[name] == mine else repo.read_image(pins[name], planes=PLANES) for name in names]
+        warps = [
+            at_hand[pins[name]] if pins[name] in at_hand else repo.read_image(pins[name], planes=PLANES)
+            for name in names
+        ]
         remove_inputs(stack, used, weights, gone, warps, _read_levels(inputs)[gone])
     stack.header.update(_describe_rest(inputs, left))
     grid = read_psf_grid(repo, pin)
@@ -230,16 +262,29 @@ def _describe_rest(inputs: pd.DataFrame, left: np.ndarray) -> dict[str, Any]:
 
 def _fetch_template(task: Task, repo: Repo, science: MaskedImage) -> Template:
     """An image of another collection or repository on our grid."""
-    pins = join_pins(task.params["template_pins"])
+    pins, night = join_pins(task.params["template_pins"]), join_pins(task.params.get("template_night", ()))
     if not pins:
         raise _explain_lack(task, "nothing there overlaps it")
     root = task.places.get("template_repository", "")
     there = Repo(Path(repo.root / root)) if root else repo
-    images = [there.read_image(pin) for pin in pins]
-    if len(images) == 1 and is_same_grid(images[0].header, science.header):
-        return Template(images[0], find_psf(images[0], read_psf_grid(there, pins[0])), _count_inputs(images[0]))
-    image = resample_images(images, science.header)
-    return Template(image, find_psf(image, None), max(map(_count_inputs, images)))
+    lost = task.params.get("template_lost", 0) + sum(not there.has_files(pin.data_id) for pin in night)
+    if lost:
+        raise _explain_lack(task, f"it holds the night of {task.params['exposure']}, of which {lost} warps are cleaned")
+    if len(pins) == 1 and is_same_grid(there.read_header(pins[0], "image.fits"), science.header):
+        return _read_stack(task, there, pins[0], night)
+    found = [_read_stack(task, there, pin, night) for pin in pins]
+    image = resample_images([one.image for one in found], science.header)
+    return Template(image, find_psf(image, None), max(one.n_inputs for one in found))
+
+
+def _read_stack(task: Task, repo: Repo, pin: Pin, night: Sequence[Pin]) -> Template:
+    """An image as it is, less those warps of a night that are in it."""
+    cell, unit = pin.data_id.parts[0], pin.data_id.unit
+    mine = [one for one in night if (one.data_id.parts[1], one.data_id.unit) == (cell, unit)]
+    if mine:
+        return _take_out(task, repo, pin, mine, {})
+    image = repo.read_image(pin)
+    return Template(image, find_psf(image, read_psf_grid(repo, pin)), _count_inputs(image))
 
 
 def _count_inputs(image: MaskedImage) -> int:

@@ -41,6 +41,8 @@ from lap_assets.store.repo import Repo
 log = logging.getLogger(__name__)
 
 NANOJANSKY_ZERO_POINT = 31.4  # AB magnitude of 1 nJy
+# between the nodes of the PSF along a side: at the corners fewer exposures meet, and a stack's PSF there is another one
+_LEAST_STEPS = 4
 
 
 def plan(survey: Survey, repo: Repo, settings: Settings, collection: str, partition: str) -> list[Task]:
@@ -214,7 +216,7 @@ def _carry_psf(task: Task, used: list[_PlacedChip], shape: tuple[int, int], pixe
         known.append(ChipPsf(chip.pixel_map, chip.shape, chip.psf, moffat))
     if not known:
         return None
-    x, y = lay_nodes(shape, chosen.psf_step_px)
+    x, y = lay_nodes(shape, min(chosen.psf_step_px, max(shape) / _LEAST_STEPS))
     grid = warp_psf(known, x, y, chosen.kernel, reach_px=chosen.psf_step_px)
     return grid if grid.known.any() else None
 

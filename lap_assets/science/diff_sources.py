@@ -29,6 +29,7 @@ from lap_assets.science.source_search import (
 _COARSE = 0.7  # of the limit that the coarse filter must show: it loses a few per cent, more beside masked pixels
 _MIN_SHARE = 0.6  # of the PSF on usable pixels
 _SAME_PX = 1.5  # within which two places are one
+_RING_FWHM = 4.0  # as far from a star a kernel that ends too early leaves its ring
 _MIN_OPPOSITE = 4.0  # signal to noise of a residual of the other sign that makes a dipole
 
 
@@ -237,6 +238,31 @@ def _find_star(x, y, stars: pd.DataFrame | None, min_snr: float) -> tuple[np.nda
         return np.full(x.size, np.nan), np.full(x.size, np.nan)
     distance, index = cKDTree(bright[["x", "y"]].to_numpy(float)).query(np.column_stack([x, y]))
     return distance, bright["flux_njy"].to_numpy(float)[index]
+
+
+def count_residual_stars(
+    sources: pd.DataFrame, stars: pd.DataFrame, limits: SourceLimits, fwhm_px: float
+) -> tuple[int, int]:
+    """How many stars leave an unflagged source on a difference, on them or as a ring, and of how many.
+
+    Looked at are those of which a part of `bright_fraction` would be found. Few stars vary; where many leave something,
+    PSFs or fluxes of the two images do not fit, whatever the pixels of the stars that were matched say.
+
+    Parameters
+    ----------
+    sources : DataFrame
+        As `detect_sources` gives them.
+    stars : DataFrame
+        x, y [px], snr.
+    fwhm_px : float
+        Of the difference: within `_RING_FWHM` of these a source is a star's.
+    """
+    bright = stars[stars["snr"] * limits.bright_fraction >= limits.snr]
+    clean = sources[sources["flags"] == 0]
+    if not len(bright) or not len(clean):
+        return 0, len(bright)
+    distance, _ = cKDTree(clean[["x", "y"]].to_numpy(float)).query(bright[["x", "y"]].to_numpy(float))
+    return int((distance < _RING_FWHM * fwhm_px).sum()), len(bright)
 
 
 def _measure_dipoles(difference, template, local: LocalPsf, x, y, flux, size, shapes, limits) -> dict[str, np.ndarray]:

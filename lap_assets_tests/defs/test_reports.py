@@ -1,13 +1,17 @@
 """What Dagster is told of a partition: the LAP runs it belongs to, what was cleaned, and what came back otherwise."""
 
 import dagster as dg
+import numpy as np
+import pandas as pd
 import pytest
 
 from lap_assets.defs.reports import (
     BLOCKING,
     COMPARISON,
+    average_metrics,
     describe_runs,
     evaluate_checks,
+    find_picture,
     list_checks,
     write_metadata,
 )
@@ -16,6 +20,8 @@ from lap_assets.model.quality import QualityRow, Verdict
 from lap_assets.model.survey import Member, Run, Survey
 from lap_assets.pipeline.engine import PartitionReport
 from lap_assets.pipeline.task import UnitReport
+from lap_assets.qa.pictures import thumbnail
+from lap_assets.science.streaks import STREAK_COLUMNS
 from lap_assets.store.repo import Repo
 
 SURVEY = Survey(
@@ -65,6 +71,42 @@ def test_files_that_are_lost_fail_the_check_for_good(tmp_path):
     report = PartitionReport("chips", "e1", "done", (UnitReport(DataId("main", "chips", "e1", "c0"), "done", "ab"),))
     told = {one.check_name: one for one in evaluate_checks(dg.AssetKey(["main", "chips"]), Repo(tmp_path), report)}
     assert (told[BLOCKING].passed, told[BLOCKING].severity) == (False, dg.AssetCheckSeverity.ERROR)
+
+
+def test_metrics_of_units_are_summed_averaged_or_named():
+    """Skycells of a stack share their inputs, so these are not added up; one left out of one of them is told."""
+
+    def count(left_out, quality, **numbers):
+        found = []
+        for number, (left, good) in enumerate(zip(left_out, quality, strict=True)):
+            metrics = {"left_out": left, "quality": good, "band": "r"} | {k: v[number] for k, v in numbers.items()}
+            unit = DataId("main", "stacks", "sky.0|g", f"{number:02d}")
+            found.append(UnitReport(unit, "done", "ab", metrics=metrics))
+        return average_metrics(PartitionReport("stacks", "sky.0|g", "done", tuple(found)))
+
+    told = count(
+        ["", "", "e7"], ["good", "flux ratio 2", "good"], n_inputs=[6, 6, 5], n_sources=[1, 2, 3], chi=[1, 2, 6]
+    )
+    assert told["band"] == "r" and told["left_out"] == "02: e7"
+    assert told["quality"] == "most: good; 01: flux ratio 2"
+    assert told["n_inputs"] == pytest.approx(17 / 3, rel=1e-5) and told["n_sources"] == 6 and told["chi"] == 3
+    assert "left_out" not in count(["", ""], ["good", "good"])
+    many = count([f"e{k}" for k in range(200)], ["good"] * 200)["left_out"]
+    assert len(many) <= 300 and many.endswith(" …")
+
+
+def test_the_picture_of_streak_masks_is_that_of_the_unit_with_most(tmp_path):
+    repo, units = Repo(tmp_path), []
+    pictures = [thumbnail(np.eye(8, dtype="f4") * k, np.zeros((8, 8), np.int16)) for k in (1, 0, -1)]
+    for number, n in enumerate((0, 2, 1)):
+        data_id = DataId("main", "streak_masks", "e1|sky.0", f"{number:02d}")
+        members = {
+            "preview.png": pictures[number],
+            "streaks.parquet": pd.DataFrame(dict.fromkeys(STREAK_COLUMNS, [0.0] * n)),
+        }
+        repo.publish(data_id, members, inputs=(), recipe="x", config_sha256="x", code=1, metrics={"n_streaks": n})
+        units.append(UnitReport(data_id, "done", "ab", metrics={"n_streaks": n}))
+    assert find_picture(repo, PartitionReport("streak_masks", "e1|sky.0", "done", tuple(units))) == pictures[1]
 
 
 def test_what_came_back_otherwise_than_it_was_says_so(tmp_path):

@@ -183,6 +183,20 @@ def test_a_backfill_tries_a_fault_again_then_drops_it_and_goes_on(survey, raw):
     assert states["solutions", second].state == "unprocessable"
 
 
+def test_units_dropped_beside_others_that_are_done_are_named_with_their_reason(survey):
+    """The master bias of one chip is cut short: that chip of every exposure is dropped, and `lap run` says why."""
+    unit = survey.repo.all_units("calib", "master_biases")[0]
+    path = survey.repo.path(unit, "image.fits")
+    path.chmod(0o644)
+    path.write_bytes(path.read_bytes()[: 3 * 2880])
+    keys = survey.survey()
+    summary = run_missing(survey, "main", DRIVEN, targets=select_targets(keys, to="chips"), revisit=True)
+    for exposure, line in zip(keys.partitions("chips"), summary.failures, strict=True):
+        assert line.startswith(f"chips {exposure}: dropped: ") and str(path) in line and "lap fsck" in line
+        states = {one.unit: survey.repo.manifest(one).state for one in survey.repo.units("main", "chips", exposure)}
+        assert states == {"c0": "done", "c1": "done", "c2": "done", "c3": "done"} | {unit.unit: "dropped"}
+
+
 def test_a_failing_blocking_check_stops_only_its_partition(survey, monkeypatch):
     """Files that vanish between publishing and the check: nothing is made from that exposure, the others go on."""
     first, second, third = survey.survey().partitions("chips")

@@ -27,6 +27,7 @@ from lap_assets.model.survey import PartitionRef
 from lap_assets.operations.define import find_queue
 from lap_assets.operations.drive import DRIVEN, advance
 from lap_assets.operations.workspace import Workspace
+from lap_assets.pipeline.stages import STAGES
 from lap_assets_tests.defs.surveys import create_survey
 from lap_assets_tests.defs.test_sensors import MODE_SENSORS, Platform
 from lap_assets_tests.properties.stand_in import StandIn
@@ -46,6 +47,16 @@ def read_ledger(space: Workspace) -> tuple:
     """All that steps could have changed."""
     runs = space.ledger.runs()
     return runs, [space.ledger.members(run.lap_id) for run in runs], space.ledger.leases()
+
+
+def test_another_place_of_templates_has_differences_looked_at_again_and_nothing_else(space):
+    """AP-06: the path is no part of any recipe, but `lap run` must see that it is another one."""
+    other = Workspace.open(space.root, {"diffs.template_repository": "/data/deep"})
+    third = Workspace.open(space.root, {"diffs.template_repository": "/data/deeper"})
+    changed = {name for name in PRODUCTS if space.configs()[name] != other.configs()[name]}
+    assert changed == {"diffs"}
+    assert other.configs()["diffs"] != third.configs()["diffs"]
+    assert STAGES["diffs"].config_sha256(other.settings) == STAGES["diffs"].config_sha256(space.settings)
 
 
 # ---- one ledger, two drivers

@@ -188,6 +188,7 @@ def test_who_kills_its_worker_each_time_takes_no_other_along():
         ({"resources": {"wraps": {"cores": 1}}}, "'wraps' is no product"),
         ({"cluster": {"kind": "lsf"}}, "compute.cluster.kind"),
         ({"cluster": {"kind": "slurm", "walltime": "2 hours"}}, "compute.cluster.walltime"),
+        ({"cluster": {"kind": "slurm", "walltime": 14400}}, "in quotes"),
         *(
             ({"scheduler_address": address}, "tcp://HOST:PORT or tls://HOST:PORT")
             for address in (

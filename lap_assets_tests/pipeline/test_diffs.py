@@ -9,6 +9,7 @@ from lap_assets.model.ids import DataId, join_key
 from lap_assets.model.image import Mask
 from lap_assets.pipeline.diffs import read_psf
 from lap_assets.pipeline.engine import PartitionReport
+from lap_assets.pipeline.stack_inputs import read_used
 from lap_assets.science.diff_sources import SourceFlag
 from lap_assets.store.repo import Repo
 from lap_assets_tests.pipeline.difference_world import SCALE, SIZE, SKY, World
@@ -16,6 +17,7 @@ from lap_assets_tests.pipeline.difference_world import SCALE, SIZE, SKY, World
 CHANGE = (200.4, 210.7, 3000.0)
 MEMBERS = ("e1", "e3", "e4", "e6")
 PLAIN = {"diffs": {"template": "warps"}}
+METHODS = ("alard_lupton", "zogy")
 
 
 def make_world(root, spoil=None, **drawn):
@@ -28,6 +30,11 @@ def make_world(root, spoil=None, **drawn):
             spoil(image)
         world.publish_warp(name, image, stamp)
     return world
+
+
+def by(method):
+    """Settings for a difference by a method."""
+    return {"diffs": {"template": "warps", "method": method}}
 
 
 def find_change(sources):
@@ -95,10 +102,11 @@ def brighten(image):
     image.var *= 1.6**2
 
 
-def test_a_bad_subtraction_fails_its_check_and_gives_nothing_away(tmp_path):
+@pytest.mark.parametrize("method", METHODS)
+def test_a_bad_subtraction_fails_its_check_and_gives_nothing_away(tmp_path, method):
     """A zero point wrong by 60 %: named; its sources flagged, no transient and no trail from it, the check warns."""
     world = make_world(tmp_path, brighten)
-    (report,) = world.run("diffs", "e6", **PLAIN)
+    (report,) = world.run("diffs", "e6", **by(method))
     assert report.state == "done"
     assert "flux ratio" in report.metrics["quality"] and "zero points" in report.metrics["quality"]
     assert report.metrics["n_clean_sources"] == 0
@@ -112,6 +120,9 @@ def test_a_bad_subtraction_fails_its_check_and_gives_nothing_away(tmp_path):
     check = told[SUBTRACTION]
     assert (check.passed, check.severity, check.blocking) == (False, dg.AssetCheckSeverity.WARN, False)
     assert "flux ratio" in check.metadata["bad"].value[SKY]
+    (row,) = check.metadata["numbers"].records
+    assert row.data["skycell"] == SKY and abs(np.log(row.data["kernel_sum"])) == pytest.approx(np.log(1.6), abs=0.1)
+    assert check.metadata["kernel_sum"].value == pytest.approx(row.data["kernel_sum"])
 
 
 def test_a_good_one_passes_its_check(good):
@@ -121,10 +132,11 @@ def test_a_good_one_passes_its_check(good):
     assert told[SUBTRACTION].passed
 
 
-def test_a_wcs_wrong_by_5_arcsec_is_caught(tmp_path):
+@pytest.mark.parametrize("method", METHODS)
+def test_a_wcs_wrong_by_5_arcsec_is_caught(tmp_path, method):
     """The stars of exposure and template do not match: a result that says so, and no sources."""
     world = make_world(tmp_path, shift=(5.0 / SCALE, 0.0))
-    (report,) = world.run("diffs", "e6", **PLAIN)
+    (report,) = world.run("diffs", "e6", **by(method))
     if report.state == "unprocessable":
         assert "WCS" in report.reason or "in both images" in report.reason
     else:
@@ -158,11 +170,12 @@ def spoil_variance(image):
     image.var[300:320, 40:60] = -5.0
 
 
+@pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("spoil", [spoil_islands, spoil_variance])
-def test_islands_without_information_are_masked_and_all_is_finite(tmp_path, spoil):
+def test_islands_without_information_are_masked_and_all_is_finite(tmp_path, spoil, method):
     """Nothing spreads from them: the source elsewhere keeps its flux, no source stands on them."""
     world = make_world(tmp_path, spoil)
-    (report,) = world.run("diffs", "e6", **PLAIN)
+    (report,) = world.run("diffs", "e6", **by(method))
     assert (report.state, report.metrics["quality"]) == ("done", "good"), report.reason
     image, sources = world.read("diffs", "e6")
     assert np.isfinite(image.sci).all() and np.isfinite(image.var).all()
@@ -177,16 +190,40 @@ def test_islands_without_information_are_masked_and_all_is_finite(tmp_path, spoi
     assert not spoilt[good["y"].round().astype(int), good["x"].round().astype(int)].any()
 
 
+@pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("fwhm", [2.33, 10.0])
-def test_wildly_different_seeing(tmp_path, fwhm):
+def test_wildly_different_seeing(tmp_path, fwhm, method):
     """0.7 and 3 arcsec against templates of 0.9: nothing but the source is found, with its flux."""
     world = make_world(tmp_path, seeing=fwhm, changes=[(*CHANGE[:2], 10000.0)])
-    (report,) = world.run("diffs", "e6", **PLAIN)
+    (report,) = world.run("diffs", "e6", **by(method))
     assert report.state == "done", report.reason
     image, sources = world.read("diffs", "e6")
     assert np.isfinite(image.sci).all() and np.isfinite(image.var).all()
     assert report.metrics["quality"] == "good"
     (found,) = find_change(sources).itertuples()
+    assert found.flux == pytest.approx(10000, abs=max(3.5 * found.flux_err, 300))
+    assert (sources["flags"] == 0).sum() <= 4
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("kind", ["warps", "matched", "stack", "exposure=e1"])
+def test_a_template_of_wildly_different_seeing(tmp_path, kind, method):
+    """One of its inputs has 3 arcsec, the others 0.9 (the last: that one alone). Either the source is found, nearly
+    alone; or no kernel makes one PSF of the other, stars stay all over, and the difference is named and not believed.
+    """
+    world = World(tmp_path, members=MEMBERS).fill(e1={"seeing": 10.0}, e6={"changes": [(*CHANGE[:2], 10000.0)]})
+    world.run("stacks", stacks={"min_inputs": 3})
+    (report,) = world.run("diffs", "e6", diffs={"template": kind, "method": method})
+    assert report.state == "done", report.reason
+    image, sources = world.read("diffs", "e6")
+    assert image.header["TEMPLATE"] == kind.partition("=")[0]
+    assert np.isfinite(image.sci).all() and np.isfinite(image.var).all()
+    (found,) = find_change(sources).itertuples()
+    if method == "alard_lupton" and report.metrics["quality"] != "good":
+        assert kind in ("warps", "stack") and "stars leave a source" in report.metrics["quality"]
+        assert len(sources) > 20 and report.metrics["n_clean_sources"] == 0
+        return
+    assert report.metrics["quality"] == "good"
     assert found.flux == pytest.approx(10000, abs=max(3.5 * found.flux_err, 300))
     assert (sources["flags"] == 0).sum() <= 4
 
@@ -202,15 +239,18 @@ def test_an_exposure_without_a_warp_says_why(tmp_path):
     assert report.state == "no_work" and report.reason.endswith("unprocessable (exposure e6 has no solution)")
 
 
-def test_a_trail_on_a_difference_is_masked_for_the_second_pass(tmp_path):
-    """LAP-30: a trail of 4 sigma per pixel across the whole image, on a decorrelated difference, as on any other."""
+@pytest.mark.parametrize("method", METHODS)
+def test_a_trail_on_a_difference_is_masked_for_the_second_pass(tmp_path, method):
+    """LAP-30: a trail of 4 sigma per pixel across the whole image, on a decorrelated difference, as on any other; the
+    final stack is made without it.
+    """
     v, u = np.mgrid[0:SIZE, 0:SIZE]
 
     def draw_trail(image):
         image.sci += 40 * np.exp(-0.5 * ((v - 0.6 * u - 60) / 1.17 / 1.8) ** 2).astype(np.float32)
 
     world = make_world(tmp_path, draw_trail)
-    (report,) = world.run("diffs", "e6", **PLAIN)
+    (report,) = world.run("diffs", "e6", **by(method))
     assert report.metrics["quality"] == "good"
     (trails,) = world.run("streak_masks", "e6")
     assert (trails.state, trails.metrics["n_streaks"]) == ("done", 1)
@@ -218,3 +258,10 @@ def test_a_trail_on_a_difference_is_masked_for_the_second_pass(tmp_path):
     slope = (one.y1 - one.y0) / (one.x1 - one.x0)
     assert slope == pytest.approx(0.6, abs=0.02)
     assert one.y0 - slope * one.x0 == pytest.approx(60, abs=2)
+    (final,) = world.run("final_stacks")
+    assert (final.state, final.metrics["n_streaks"], final.metrics["restacked"]) == ("done", 1, 1)
+    used, inputs = read_used(world.repo, final.data_id)[0], world.repo.read_table(final.data_id, "inputs.parquet")
+    mine = 1 << int(np.flatnonzero(inputs["exposure"] == "e6")[0])
+    on_trail = np.abs(v - 0.6 * u - 60) / 1.17 < 1.0
+    assert ((used & mine) == 0)[on_trail].all()
+    assert ((used & mine) != 0)[np.abs(v - 0.6 * u - 60) > 30].mean() > 0.95

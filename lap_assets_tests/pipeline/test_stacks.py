@@ -19,6 +19,7 @@ from lap_assets.pipeline.stack_inputs import open_inputs, wrap_images
 from lap_assets.pipeline.task import Task
 from lap_assets.science.input_removal import remove_inputs
 from lap_assets.science.moffat import MoffatPsf
+from lap_assets.science.psf import shift_stamps
 from lap_assets.science.psf_grid import PsfGrid, lay_nodes
 from lap_assets.science.stack import subtract_level
 from lap_assets.science.streaks import STREAK_COLUMNS
@@ -247,6 +248,42 @@ def test_an_input_without_a_usable_pixel_is_named(tmp_path, fault):
     publish(repo, output)
     with pytest.raises(NoWork, match="none of 1 inputs has a usable pixel"):
         make_stack(repo, pins[1:2])
+
+
+@pytest.mark.parametrize("seeing", [(0.7, 3.0), (0.7, 0.7, 0.7, 3.0), (0.7, 3.0, 3.0, 3.0, 3.0, 3.0)])
+def test_inputs_of_wildly_different_seeing(tmp_path, seeing):
+    """LAP-29: 0.7 and 3 arcsec together, the one or the other alone: the cores of stars that the broad inputs show at
+    15 sigma keep all inputs (a fainter one is a hit to them), and fluxes fitted with the published PSF are true.
+    """
+    repo = Repo(tmp_path)
+    pin = publish(repo, make_stack(repo, publish_warps(repo, [make_warp(k + 1, one) for k, one in enumerate(seeing)])))
+    image, grid = repo.read_image(pin), read_psf_grid(repo, pin)
+    assert np.isfinite(image.sci).all() and (image.var > 0).all()
+    half, pulls = grid.stamp_px // 2, []
+    for x, y, flux in STARS:
+        core = np.s_[int(y) - 2 : int(y) + 4, int(x) - 2 : int(x) + 4]
+        assert flux < 2e4 or (image.planes["NINPUT"][core] == len(seeing)).all()
+        apart = np.sort(np.hypot(STARS[:, 0] - x, STARS[:, 1] - y))[1]
+        if flux > 3e4 and apart > 24 and min(x, y, SHAPE[1] - x, SHAPE[0] - y) > half + 1:
+            ix, iy = round(x), round(y)
+            psf = shift_stamps(grid.evaluate(x, y)[None], np.array([x - ix]), np.array([y - iy]))[0]
+            near = np.hypot(*np.ogrid[-half : half + 1, -half : half + 1]) < 12
+            box = image.sci[iy - half : iy + half + 1, ix - half : ix + half + 1]
+            pulls.append(np.sum((box * psf)[near]) / np.sum((psf**2)[near]) / flux)
+    assert len(pulls) > 3
+    assert np.array(pulls) == pytest.approx(1.0, abs=0.03)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_islands_of_nan_in_memory_do_not_enter(value):
+    """LAP-29: unmasked, and of finite variance: finite everywhere, and there the stack of the others."""
+    images = [make_warp(k) for k in (1, 2, 3)]
+    islands = np.zeros(SHAPE, bool)
+    islands[50:58, 60:75] = islands[200:203, 10:30] = True
+    images[1].sci[islands] = value
+    stack = stacks.combine_inputs(wrap_images(images), StackSettings())
+    assert np.isfinite(stack.image.sci).all() and np.isfinite(stack.image.var).all()
+    assert (stack.image.planes["NINPUT"][islands] <= 2).all() and (stack.used[0][islands] & 2 == 0).all()
 
 
 def test_one_input_is_a_stack(tmp_path):

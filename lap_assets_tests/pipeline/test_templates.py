@@ -9,6 +9,7 @@ from lap_assets.model.ids import DataId
 from lap_assets.model.image import Mask
 from lap_assets.model.products import get_product
 from lap_assets.pipeline import diffs
+from lap_assets.pipeline.engine import Session, find_cleaned_inputs
 from lap_assets.pipeline.psf_members import read_psf_grid
 from lap_assets.pipeline.recipes import compute_recipe
 from lap_assets.pipeline.stages import STAGES
@@ -142,16 +143,18 @@ def test_another_exposure_is_a_template_too(world):
 # ---- elsewhere
 
 
-def make_stack_elsewhere(root, cell, collection="deep"):
-    """A repository with a stack of another tessellation or of ours, from the field without the new source."""
-    other = World(root, members=("e1", "e3", "e4"), cell=cell, collection=collection)
+def make_stack_elsewhere(root, cell, collection="deep", members=("e1", "e3", "e4"), showing=()):
+    """A repository with a stack of another tessellation or of ours; `showing` are members that have the new source."""
+    other = World(root, members=members, cell=cell, collection=collection)
     ours = make_cell().skycells[SKY]
     sky = ours_to_sky(ours, other.stars)
     x, y = header_wcs(cell).all_world2pix(sky[0], sky[1], 0)
     near = (np.abs(np.array([x, y]) - 0.5 * SIZE) < 0.5 * SIZE + 15).all(axis=0)
     stars = np.column_stack([x, y, other.stars[:, 2]])[near]
+    new = np.column_stack([*header_wcs(cell).all_world2pix(*ours_to_sky(ours, np.array([CHANGE])), 0), CHANGE[2]])
     for name in other.survey.exposures:
-        other.publish_warp(name, *other.draw(name, stars=stars, seed=20 + int(name[1:])))
+        changes = new if name in showing else ()
+        other.publish_warp(name, *other.draw(name, changes, stars=stars, seed=20 + int(name[1:])))
     (report,) = other.run("stacks", stacks={"min_inputs": 3})
     assert report.state == "done"
     return other
@@ -194,11 +197,36 @@ def test_a_stack_of_another_collection_is_an_input_like_any_other(tmp_path):
     assert (report.state, report.metrics["quality"]) == ("done", "good")
     pinned = {pin.data_id.collection: pin for pin in world.repo.manifest(report.data_id).inputs}
     assert pinned["deep"] == other.repo.pin(DataId("deep", "stacks", "t.0|r", SKY))
+    other.repo.clean(pinned["deep"].data_id)
+    session = Session(world.survey, world.repo, parse_settings({"diffs": {"template_collection": "deep"}}, "test"))
+    assert find_cleaned_inputs(session, "diffs", "e6|t.0") == []  # the stack of main of that name was never made
     (found,) = find_change(world.read("diffs", "e6")[1]).itertuples()
     assert found.flux == pytest.approx(CHANGE[2], abs=3.5 * found.flux_err)
     (again,) = world.run("diffs", "e3", diffs={"template_collection": "deep", "template": "exposure=e3"})
     assert again.state == "done"
     assert again.metrics["template"].startswith(f"deep/warps/e3|t.0/{SKY}@")
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_a_stack_of_another_repository_is_taken_without_the_night(world, tmp_path, same):
+    """AP-06: it holds the exposure's night, in which the source shone: in full on the difference; with 2 of 7 inputs
+    showing it, 29 % would be missing. Where the night's warps are cleaned there, that is said.
+    """
+    cell = make_cell() if same else make_cell("far", ra_deg=150.004, dec_deg=1.9965)
+    other = make_stack_elsewhere(tmp_path / "other", cell, members=tuple(NIGHTS), showing=("e5", "e6"))
+    chosen = {"template_repository": str(tmp_path / "other"), "template_collection": "deep"}
+    (report,) = world.run("diffs", "e6", diffs=chosen)
+    assert (report.state, report.metrics["quality"], report.metrics["n_template_inputs"]) == ("done", "good", 4)
+    (found,) = find_change(world.read("diffs", "e6")[1]).itertuples()
+    assert found.flux == pytest.approx(CHANGE[2], abs=3.5 * found.flux_err) and found.flux_err < 0.07 * CHANGE[2]
+    other.repo.clean(DataId("deep", "warps", f"e5|{cell.name}", SKY))
+    (report,) = world.run("diffs", "e6", diffs=chosen)
+    assert (report.state, report.skipped) == ("done", True)  # what was made stays
+    (report,) = world.run("diffs", "e6", diffs=chosen | {"source_snr": 5.5})
+    assert report.state == "no_work"
+    assert (
+        "a stack in band r in collection deep, it holds the night of e6, of which 1 warps are cleaned" in report.reason
+    )
 
 
 def test_a_template_that_does_not_overlap_is_no_work(world, tmp_path):
@@ -213,7 +241,7 @@ def test_a_template_that_does_not_overlap_is_no_work(world, tmp_path):
         "no template for e6 on skycell 00 of t.0: looked for a stack in band r in collection deep, "
         "nothing there overlaps it"
     )
-    with pytest.raises(BadInput, match=r"no collection 'wide' in .*there are: deep"):
+    with pytest.raises(BadInput, match=r"template_collection: no collection 'wide' in .*there are: deep"):
         plan_one(world, "e6", template_repository=str(tmp_path / "other"), template_collection="wide")
 
 

@@ -1,5 +1,8 @@
 """Warps follow the joint calibration of their run and the sky that was chosen (LV-15, LV-17)."""
 
+import threading
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -80,11 +83,20 @@ def calibrate(repo, left_out="", headers=None, **terms):
     publish(repo, JOINT, members)
 
 
-def make_warp(repo, **chosen):
+def make_warp(repo, names=("c0",), **chosen):
     corners = tuple((RA + dx / np.cos(np.radians(DEC)), DEC + dy) for dx, dy in ((-1, -1), (1, -1), (1, 1), (-1, 1)))
     corners = tuple((RA + (ra - RA) * N / 2 * SCALE, DEC + (dec - DEC) * N / 2 * SCALE) for ra, dec in corners)
     exposure = Exposure(
-        "a-1", "toy", "r", "r", "2024-01-01", 60310.0, 30.0, RA, DEC, chips=(ChipFile("c0", "", "c0", corners),)
+        "a-1",
+        "toy",
+        "r",
+        "r",
+        "2024-01-01",
+        60310.0,
+        30.0,
+        RA,
+        DEC,
+        chips=tuple(ChipFile(name, "", name, corners) for name in names),
     )
     survey = Survey("main", {"a-1": exposure}, {"demo.0": CELL}, (Run(1, "demo.0", "r", ("a-1",)),))
     settings = Settings(warps=WarpSettings(**chosen))
@@ -159,6 +171,8 @@ def test_the_psf_is_published_with_the_warp_and_is_that_of_its_stars(repo):
     image = output.members["image.fits"]
     half = grid.stamp_px // 2
     assert output.metrics["fwhm_arcsec"] == pytest.approx(0.4 * grid.fwhm_px, abs=1e-4)
+    # also on a skycell smaller than the step, whose corners alone say nothing of where all exposures meet
+    assert len(grid.x) == len(grid.y) == 5
     for x, y in star_places(image)[[0, 4, 8]]:
         ix, iy = round(x), round(y)
         box = image.sci[iy - half : iy + half + 1, ix - half : ix + half + 1].astype(float)
@@ -283,6 +297,50 @@ def test_islands_without_data_are_masked_and_everything_published_is_finite(repo
     assert (back.var[good] > 0).all() and np.isfinite(1.0 / back.var[good]).all()
     assert 0.004 < 1 - good[60:340, 60:340].mean() < 0.03
     assert output.metrics["covered_fraction"] == pytest.approx(good.mean(), abs=1e-4)
+
+
+class WatchedRepo(Repo):
+    """Its images give their pixels away once the chip after them is being read."""
+
+    def read_image(self, unit, *rest, **more):
+        name = unit.data_id.unit
+        BEGUN[name].set()
+        return WatchedImage(super().read_image(unit, *rest, **more), f"c{int(name[1:]) + 1}")
+
+
+class WatchedImage:
+    """The planes of a chip; those asking for the pixels wait a while for the reading of the one after it to begin."""
+
+    def __init__(self, image, following):
+        self.pixels, self.mask, self.var, self.following = image.sci, image.mask, image.var, following
+
+    @property
+    def sci(self):
+        if self.following in BEGUN:
+            SEEN[self.following] = BEGUN[self.following].wait(20.0)
+        return self.pixels
+
+
+SEEN: dict[str, bool] = {}
+BEGUN = {f"c{number}": threading.Event() for number in range(3)}
+
+
+def test_a_chip_is_read_while_the_one_before_is_resampled(repo):
+    """LV-16: three chips on one skycell."""
+    solution, image = repo.read_json(SOLUTION, "solution.json"), repo.read_image(CHIP)
+    names = ("c0", "c1", "c2")
+    for name in names[1:]:
+        publish(repo, replace(CHIP, unit=name), {"image.fits": image})
+    mesh = {name.upper(): np.full((2, 2), SKY, np.float32) for name in names}
+    members = {
+        "solution.json": solution | {"chips": dict.fromkeys(names, solution["chips"]["c0"])},
+        "sources.parquet": repo.read_table(SOLUTION, "sources.parquet"), "backgrounds.fits": mesh, "skies.fits": mesh,
+        "psfs.fits": planes_of_models(dict.fromkeys(names, draw_psf())),
+    }  # fmt: skip
+    publish(repo, SOLUTION, members)
+    output = make_warp(WatchedRepo(repo.root), names)
+    assert output.members["image.fits"].header["CHIPS"] == "c0"  # the others lie under it
+    assert SEEN == {"c1": True, "c2": True}
 
 
 def test_the_same_inputs_give_the_same_bytes(repo):

@@ -11,7 +11,13 @@ from hypothesis import strategies as st
 from scipy import ndimage
 
 from lap_assets.model.image import Mask, MaskedImage
-from lap_assets.science.diff_sources import DIPOLE_COLUMNS, SourceFlag, SourceLimits, detect_sources
+from lap_assets.science.diff_sources import (
+    DIPOLE_COLUMNS,
+    SourceFlag,
+    SourceLimits,
+    count_residual_stars,
+    detect_sources,
+)
 from lap_assets.science.psf_grid import PsfGrid, lay_nodes
 from lap_assets.science.source_search import correlated_gain, filter_coarsely, shift_stamp, tabulate_psf
 from lap_assets_tests.science.difference_fields import draw_moffat
@@ -271,3 +277,14 @@ def test_a_shifted_stamp_measures_what_stands_there(dx, dy):
     drawn = draw_moffat(31, [15 + dx], [15 + dy], [1.0], FWHM, half=16)
     assert np.sum(out * drawn) / np.sum(out**2) == pytest.approx(1.0, abs=0.003)
     assert out.sum() == pytest.approx(stamp.sum(), rel=1e-3)
+
+
+def test_stars_that_leave_something_are_counted():
+    """LAP-30: of four stars of which a tenth would be found, one has a source, one a ring 9 px off, one a flagged
+    source and one nothing; a fainter star does not count, whatever stands on it.
+    """
+    stars = pd.DataFrame({"x": [50.0, 100, 150, 200, 250], "y": 80.0, "snr": [60.0, 500, 60, 60, 49]})
+    sources = pd.DataFrame({"x": [51.0, 109, 150, 250], "y": 80.0, "flags": [0, 0, 1, 0]})
+    assert count_residual_stars(sources, stars, SourceLimits(), FWHM) == (2, 4)
+    assert count_residual_stars(sources[:0], stars, SourceLimits(), FWHM) == (0, 4)
+    assert count_residual_stars(sources, stars[:0], SourceLimits(), FWHM) == (0, 0)

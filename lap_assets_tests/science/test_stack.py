@@ -1,5 +1,7 @@
 """Combination: what is rejected, what never is, noise, bands, small numbers of inputs, bad input, arithmetic."""
 
+import threading
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -309,6 +311,33 @@ def test_saturated_stars_have_no_holes():
     result = combine(images, fwhms=fwhms, psfs=make_psfs(fwhms))
     assert (result.planes["NINPUT"][find_near_stars(18)] == 6).all()
     assert result.mask[22, 20] & int(Mask.SATURATED)
+
+
+def works_meanwhile(seconds=5.0):
+    """Whether the main thread works while this one waits; one that waits for the rows to come takes no CPU."""
+    clock = time.pthread_getcpuclockid(threading.main_thread().ident)
+    before, end = time.clock_gettime(clock), time.monotonic() + seconds
+    while time.monotonic() < end:
+        if time.clock_gettime(clock) - before > 2e-4:
+            return True
+        time.sleep(1e-3)
+    return False
+
+
+def test_rows_are_read_while_others_are_combined():
+    """LAP-29: by another thread. On a loaded machine some bands are combined before the next one's reading begins."""
+    images, seen = make_inputs([2.5] * 3, shape=(600, 500)), {}
+
+    def read_rows(index, first, last, sci, mask, var):
+        one = images[index]
+        sci[:], mask[:], var[:] = one.sci[first:last], one.mask[first:last], one.var[first:last]
+        if index == 2:
+            seen[first] = first > 0 and not any(seen.values()) and works_meanwhile()
+            assert threading.current_thread() is not threading.main_thread()
+
+    stack.combine_rows(read_rows, images[0].shape, replace(plan(images), band_memory_mib=4.5))
+    assert len(seen) >= 5
+    assert any(seen.values()), seen
 
 
 # ---- bad input

@@ -5,9 +5,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from lap_assets.model.image import Mask
+from lap_assets.model.image import Mask, MaskedImage
 from lap_assets.science.diff import DiffLimits, subtract_images
 from lap_assets_tests.science.difference_fields import (
+    DrawnPsf,
     draw_moffat,
     draw_psfs,
     force_fluxes,
@@ -70,6 +71,27 @@ def test_injected_sources_keep_their_flux_and_score(widths):
     score = sign * difference.score[gy, gx]
     assert np.mean(score > 5) >= 0.95
     assert np.median(score / (sign * flux / error)) == pytest.approx(1.0, abs=0.05)
+
+
+def test_each_block_has_its_own_psfs():
+    """LAP-30: seeing that changes by 20 % over two blocks: with the mean PSF everywhere stars leave at least twice the
+    χ² excess that the PSFs of the places leave.
+    """
+    n, rng = 800, np.random.default_rng(8)
+    x, y, flux = rng.uniform(15, n - 15, 250), rng.uniform(15, n - 15, 250), 10 ** rng.uniform(4, 5, 250)
+    science = sum(
+        draw_moffat(n, x[k : k + 1], y[k : k + 1], flux[k : k + 1], 3.0 * (1 + 0.2 * x[k] / n)) for k in range(250)
+    )
+    images = []
+    for truth, sigma in ((science, 15.0), (draw_moffat(n, x, y, flux, 2.5), 5.0)):
+        sci = truth + rng.normal(0, sigma, (n, n))
+        images.append(MaskedImage(sci.astype("f4"), np.zeros((n, n), np.int16), np.full((n, n), sigma**2, "f4")))
+    excess = []
+    for psf in (DrawnPsf(3.0, slope=0.2 / n), DrawnPsf(3.3)):
+        image = subtract_images(*images, psf, DrawnPsf(2.5), LIMITS).image
+        good = image.usable
+        excess.append(np.mean(image.sci[good] ** 2 / image.var[good]) - 1.0)
+    assert excess[0] < 0.5 * excess[1]
 
 
 def test_images_exchanged_change_the_sign():
