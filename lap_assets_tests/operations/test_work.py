@@ -61,8 +61,8 @@ def list_files(space: Workspace, *products: str) -> dict[str, tuple[str, str]]:
     for product in products or CLEANED_PRODUCTS:
         for unit in space.repo.all_units("main", product):
             for name, record in space.repo.manifest(unit).members.items() if space.repo.has_files(unit) else ():
-                space.repo.read_bytes(unit, name)  # verified by its sha256
-                found[f"{unit}:{name}"] = (record.sha256, record.content_sha256)
+                space.repo.read_bytes(unit, name)  # verified by its hash
+                found[f"{unit}:{name}"] = (record.parts_sha256, record.content_sha256)
     return found
 
 
