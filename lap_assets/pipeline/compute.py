@@ -46,7 +46,7 @@ class SerialExecutor(Executor):
 
 
 _pools: dict[int, ProcessPoolExecutor] = {}
-_made = {"product": ""}  # whose unit was the last in this process
+_last_unit = {"product": ""}  # of this process
 
 
 def configure_process() -> None:
@@ -212,17 +212,17 @@ def describe_loss(error: BaseException) -> str:
     return f"{many} lost while making it (killed, or out of memory); it will be tried again"
 
 
-def reset_peak_memory(product: str = "") -> None:
-    """Let the peak of a worker's memory begin anew, where Linux allows it; that of a main process is everybody's.
+def prepare_memory(product: str = "") -> None:
+    """Before a unit is made: keep what units of its product left (`KEEP_FREED`), give back what those of others did.
 
-    Memory that units leave is kept for those of the same product, and given back before one of another.
+    The peak of a worker's memory begins anew, where Linux allows it; that of a main process is everybody's.
     """
     libc = ctypes.CDLL(None)
-    if hasattr(libc, "mallopt") and (not product or product != _made["product"]):
+    if hasattr(libc, "mallopt") and (not product or product != _last_unit["product"]):
         for option, value in KEEP_FREED:
             libc.mallopt(option, value)
         libc.malloc_trim(0)
-    _made["product"] = product
+    _last_unit["product"] = product
     if multiprocessing.parent_process() is None:
         return
     try:
@@ -232,7 +232,7 @@ def reset_peak_memory(product: str = "") -> None:
 
 
 def read_peak_gib() -> float:
-    """Peak resident memory of this process since `reset_peak_memory`, GiB; 0 where the system does not tell.
+    """Peak resident memory of this process since `prepare_memory`, GiB; 0 where the system does not tell.
 
     From /proc: what getrusage tells begins with that of the process that started this one, however large that was.
     """

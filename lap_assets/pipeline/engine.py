@@ -20,7 +20,7 @@ from lap_assets.model.products import get_product, home_of
 from lap_assets.model.quality import Verdict
 from lap_assets.model.states import CLEANED, DONE, DROPPED, FAILED, NO_WORK, RESULTS, UNPROCESSABLE
 from lap_assets.model.survey import PartitionRef, Survey
-from lap_assets.pipeline.compute import count_ahead, find_needs, get_executor, read_peak_gib, reset_peak_memory
+from lap_assets.pipeline.compute import count_ahead, find_needs, get_executor, prepare_memory, read_peak_gib
 from lap_assets.pipeline.crew import Answer, Crew
 from lap_assets.pipeline.recipes import compute_recipe, hash_json
 from lap_assets.pipeline.recreation import Recreation, explain_difference, plan_recreation
@@ -283,7 +283,7 @@ def combine_states(states: Sequence[str]) -> str:
 def make_unit(product: str, job: Job, root: Any, fence: int, run_id: str) -> UnitReport:
     """Make and publish one unit; runs in a worker. Never raises for what can be reported as a state."""
     started = time.perf_counter()
-    reset_peak_memory(product)
+    prepare_memory(product)
     repo = Repo(root)
     make = _make_again if isinstance(job, Recreation) else _make_and_publish
     try:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lap_assets.pipeline.compute import read_peak_gib, reset_peak_memory
+from lap_assets.pipeline.compute import prepare_memory, read_peak_gib
 
 
 def count_at_once(folder: Path, seconds: float = 0.15) -> int:
@@ -34,7 +34,7 @@ def hold_memory(mib: int) -> None:
 
 def fill_arrays(product: str, mib: int) -> list[int]:
     """Memory when a unit of a product begins [MiB], then the page faults of each of three arrays made one by one."""
-    reset_peak_memory(product)
+    prepare_memory(product)
     told = [int(read_peak_gib() * 1024)]
     for _ in range(3):
         before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -45,7 +45,7 @@ def fill_arrays(product: str, mib: int) -> list[int]:
 
 def forget_peak() -> None:
     """What the engine does before each unit."""
-    reset_peak_memory()
+    prepare_memory()
 
 
 def die_once(mark: Path) -> str:
