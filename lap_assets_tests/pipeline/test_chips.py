@@ -392,7 +392,7 @@ from lap_assets.model.survey import ChipFile, Exposure, Survey
 from lap_assets.pipeline import chips
 from lap_assets.settings import Settings
 from lap_assets.store.repo import Repo
-from lap_assets_tests.memory import read_peak_mib
+from lap_assets_tests.memory import read_own_peak_mib
 root = Path(sys.argv[1])
 file = ChipFile("c0", str(root / "raw.fits"), "c0", ())
 exposure = Exposure("toy-1", "toy", "r", "r", "2024-01-02", 60311.1, 100.0, 40.0, -20.0, chips=(file,))
@@ -403,13 +403,16 @@ repo = Repo(root)
 output = chips.make(task, repo)
 repo.publish(task.data_id, output.members, inputs=task.inputs, recipe="r", config_sha256="c", code=1,
              metrics=output.metrics)
-print(read_peak_mib())
+print(read_own_peak_mib())
 """
 
 
 @pytest.mark.slow
 def test_one_chip_of_2k_by_4k_from_file_to_published_file_takes_less_than_600_mib(tmp_path):
-    """LV-11: reading, all steps, cosmic rays and publishing in a fresh process, interpreter included."""
+    """LV-11: reading, all steps, cosmic rays and publishing in a fresh process, interpreter included.
+
+    150 of the 600 MiB are for the code of the libraries: see `read_own_peak_mib`.
+    """
     ny, nx = 4096, 2048
     amplifiers = [
         {"name": "A", "overscan": [0, 32, 0, ny], "data": [32, 1056, 0, ny], "target": [0, 1024, 0, ny]},
@@ -442,4 +445,4 @@ def test_one_chip_of_2k_by_4k_from_file_to_published_file_takes_less_than_600_mi
             [sys.executable, "-c", MEMORY_PROGRAM, str(tmp_path)], capture_output=True, text=True, check=True
         )
         peaks_mib.append(float(done.stdout.split()[-1]))
-    assert min(peaks_mib) <= 600.0
+    assert min(peaks_mib) <= 450.0
