@@ -4,7 +4,7 @@ Here: looking for them (planning) and bringing them onto our grid (`science/warp
 template of this run is `templates.py`'s.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -26,6 +26,8 @@ STACKS = ("final_stacks", "stacks")  # the first of them that has an image for a
 _GRID_CARDS = ("NAXIS1", "NAXIS2", "CTYPE1", "CTYPE2", "CRVAL1", "CRVAL2", "CRPIX1", "CRPIX2", "CD1_1", "CD1_2",
                "CD2_1", "CD2_2")  # fmt: skip
 _FAR_DEG = 10.0  # between the reference points of two grids, beyond which no skycells overlap
+
+Image = tuple[Pin, fits.Header, WCS]
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,7 @@ class Elsewhere:
             if there and is_same_grid(self.repo.read_header(data_id, "image.fits"), header):
                 return [manifest.pin]
         ours = WCS(header)
-        return sorted(pin for pin, theirs in self._images if overlaps(ours, header, WCS(theirs), theirs))
+        return sorted(pin for pin, theirs, wcs in self._find_near(ours) if overlaps(ours, header, wcs, theirs))
 
     def find_night(self, stack: Pin, night: str) -> list[DataId]:
         """Warps of a night that are in a stack, as its table of inputs says; sorted."""
@@ -79,17 +81,43 @@ class Elsewhere:
         return [DataId(self.collection, "warps", join_key(one, where.parts[0]), where.unit) for one in sorted(mine)]
 
     @cached_property
-    def _images(self) -> list[tuple[Pin, fits.Header]]:
-        """All images that might serve, the first product's before the next one's of the same skycell."""
-        found: dict[tuple[str, str], tuple[Pin, fits.Header]] = {}
+    def _partitions(self) -> dict[str, list[DataId]]:
+        """Units that might serve by partition, the first product's before the next one's; no manifest is read."""
+        found: dict[str, list[DataId]] = {}
         for product in self.products:
             for data_id in self.repo.all_units(self.collection, product):
-                mine = data_id.parts[0] == self.wanted if self.wanted else data_id.parts[1] == self.band
-                manifest = self.repo.manifest(data_id) if mine else None
-                if manifest is not None and manifest.state == DONE:
-                    key = (data_id.partition, data_id.unit)
-                    found.setdefault(key, (manifest.pin, self.repo.read_header(data_id, "image.fits")))
-        return list(found.values())
+                if (data_id.parts[0] == self.wanted) if self.wanted else (data_id.parts[1] == self.band):
+                    found.setdefault(data_id.partition, []).append(data_id)
+        return found
+
+    @cached_property
+    def _known(self) -> dict[DataId, Image | None]:
+        """Images read so far: all skycells of a partition ask for the same ones."""
+        return {}
+
+    def _read(self, data_id: DataId) -> Image | None:
+        if data_id not in self._known:
+            manifest = self.repo.manifest(data_id)
+            there = manifest is not None and manifest.state == DONE
+            header = self.repo.read_header(data_id, "image.fits") if there else None
+            self._known[data_id] = (manifest.pin, header, WCS(header)) if there else None
+        return self._known[data_id]
+
+    def _find_near(self, ours: WCS) -> Iterator[Image]:
+        """Finished images of the partitions near ours, one for each skycell.
+
+        All images of a partition share their reference point: the first one tells whether to read the others.
+        """
+        for data_ids in self._partitions.values():
+            seen: set[str] = set()
+            for data_id in data_ids:
+                image = self._read(data_id) if data_id.unit not in seen else None
+                if image is None:
+                    continue
+                seen.add(data_id.unit)
+                if is_far(ours, image[2]):
+                    break
+                yield image
 
 
 def open_elsewhere(repo: Repo, settings: DiffSettings, collection: str, wanted: str, band: str) -> Elsewhere:
@@ -114,12 +142,15 @@ def is_same_grid(one: fits.Header, other: fits.Header) -> bool:
     return all(a == b if isinstance(a, str) else abs(float(a) - float(b)) < 1e-9 for a, b in values)
 
 
-def overlaps(ours: WCS, our_header: fits.Header, theirs: WCS, their_header: fits.Header) -> bool:
-    """Whether the outline of one image reaches into the other's box of pixels."""
+def is_far(ours: WCS, theirs: WCS) -> bool:
+    """Whether the reference points of two grids lie too far apart for any of their images to overlap."""
     (ra, dec), (ra0, dec0) = np.radians(ours.wcs.crval), np.radians(theirs.wcs.crval)
     cosine = np.sin(dec) * np.sin(dec0) + np.cos(dec) * np.cos(dec0) * np.cos(ra - ra0)
-    if cosine < np.cos(np.radians(_FAR_DEG)):
-        return False
+    return bool(cosine < np.cos(np.radians(_FAR_DEG)))
+
+
+def overlaps(ours: WCS, our_header: fits.Header, theirs: WCS, their_header: fits.Header) -> bool:
+    """Whether the outline of one image reaches into the other's box of pixels."""
     nx, ny = our_header["NAXIS1"], our_header["NAXIS2"]
     x, y = np.meshgrid(np.linspace(-0.5, nx - 0.5, 9), np.linspace(-0.5, ny - 0.5, 9))
     tx, ty = theirs.all_world2pix(*ours.all_pix2world(x.ravel(), y.ravel(), 0), 0)

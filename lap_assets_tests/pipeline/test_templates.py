@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 from astropy.wcs import WCS
 
-from lap_assets.errors import BadInput
+from lap_assets.errors import BadInput, IntegrityError
 from lap_assets.model.ids import DataId
 from lap_assets.model.image import Mask
 from lap_assets.model.products import get_product
 from lap_assets.pipeline import diffs
+from lap_assets.pipeline.elsewhere import Elsewhere
 from lap_assets.pipeline.engine import Session, find_cleaned_inputs
 from lap_assets.pipeline.psf_members import read_psf_grid
 from lap_assets.pipeline.recipes import compute_recipe
@@ -243,6 +244,24 @@ def test_a_template_that_does_not_overlap_is_no_work(world, tmp_path):
     )
     with pytest.raises(BadInput, match=r"template_collection: no collection 'wide' in .*there are: deep"):
         plan_one(world, "e6", template_repository=str(tmp_path / "other"), template_collection="wide")
+
+
+def test_of_a_far_cell_one_header_is_read(tmp_path):
+    """AP-06: a repository of the whole sky is searched by cell; what is far is not read: here it could not be."""
+    far = make_cell("far", ra_deg=180.0, dec_deg=40.0)
+    other = World(tmp_path, members=("e1",), cell=far, collection="deep")
+    image, _ = other.draw("e1")
+    for unit in ("00", "01"):
+        data_id = DataId("deep", "warps", "e1|far.0", unit)
+        pin = other.repo.publish(data_id, {"image.fits": image}, inputs=(), recipe="x", config_sha256="x", code=1,
+                                 metrics={}).pin  # fmt: skip
+    broken = other.repo.path(pin, "image.fits")
+    broken.chmod(0o644)
+    broken.write_bytes(b"no FITS")
+    place = Elsewhere(other.repo, "deep", "e1", "r")
+    assert place.find("t.0", SKY, make_cell().skycells[SKY].header()) == []
+    with pytest.raises(IntegrityError, match=r"e1.*01"):
+        place.find("far.1", SKY, far.skycells[SKY].header())
 
 
 def test_a_template_that_covers_too_little_is_no_work(world, tmp_path):
