@@ -52,7 +52,7 @@ def make(task: Task, repo: Repo) -> Output:
         if task.settings.stacks.sky_corrected:
             stack.flavours |= correct_sky(stack, inputs)
     output = describe_stack(stack)
-    output.metrics |= {"n_streaks": int(stack.inputs["n_streaks"].sum()), "restacked": 1}
+    output.metrics |= {"n_streaks": int(stack.inputs["n_streaks"].sum()), "n_restacked": 1}
     if crossed:
         log.info("%s: trails of %s masked", task.data_id, ", ".join(crossed))
     return output
@@ -65,5 +65,5 @@ def refer_to_stack(task: Task, repo: Repo, pin: Pin) -> Output:
         table, used = repo.read_table(pin, "inputs.parquet"), read_used(repo, pin)
         with open_inputs(repo, task.pins("warps")) as inputs:
             members = correct_sky(Stack(repo.read_image(pin), table, used), inputs)
-    metrics = dict(repo.manifest(pin.data_id).metrics) | {"n_streaks": 0, "restacked": 0}
+    metrics = dict(repo.manifest(pin.data_id).metrics) | {"n_streaks": 0, "n_restacked": 0}
     return Output(members, metrics, refers_to=pin)

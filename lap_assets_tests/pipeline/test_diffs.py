@@ -258,7 +258,7 @@ def test_a_trail_on_a_difference_is_masked_for_the_second_pass(tmp_path, method)
     assert slope == pytest.approx(0.6, abs=0.02)
     assert one.y0 - slope * one.x0 == pytest.approx(60, abs=2)
     (final,) = world.run("final_stacks")
-    assert (final.state, final.metrics["n_streaks"], final.metrics["restacked"]) == ("done", 1, 1)
+    assert (final.state, final.metrics["n_streaks"], final.metrics["n_restacked"]) == ("done", 1, 1)
     used, inputs = read_used(world.repo, final.data_id)[0], world.repo.read_table(final.data_id, "inputs.parquet")
     mine = 1 << int(np.flatnonzero(inputs["exposure"] == "e6")[0])
     on_trail = np.abs(v - 0.6 * u - 60) / 1.17 < 1.0

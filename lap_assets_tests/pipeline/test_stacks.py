@@ -355,9 +355,9 @@ def test_trails_are_masked_in_final_stacks(tmp_path):
     stack = publish(repo, first)
     plain = make_stack(repo, [*pins, stack], "final_stacks")
     assert plain.refers_to == stack
-    assert plain.metrics["restacked"] == 0
+    assert plain.metrics["n_restacked"] == 0
     final = make_stack(repo, [*pins, stack, publish_trail(repo, 1)], "final_stacks")
-    assert (final.metrics["n_streaks"], final.metrics["restacked"]) == (1, 1)
+    assert (final.metrics["n_streaks"], final.metrics["n_restacked"]) == (1, 1)
     image, clean = final.members["image.fits"], make_warp(1)
     assert (image.planes["NINPUT"][58:63] == 2).all()
     assert (final.members["used.fits"]["USED0"][58:63] & 1 == 0).all()
