@@ -155,10 +155,11 @@ def _find_locus(ordered: np.ndarray) -> float:
     """Size of the stars among ordered ones: their half-sample mode, but no larger than where they lie densest."""
     mode = _half_sample_mode(ordered)
     # stars share one size to a few per cent, galaxies none: they are many without being dense
-    count = np.searchsorted(ordered, (1.0 + _LOCUS_WIDTH) * ordered, side="right") - np.arange(len(ordered))
+    ends = (1.0 + _LOCUS_WIDTH) * ordered
+    count = np.searchsorted(ordered, ends, side="right") - np.arange(len(ordered))
     start = int(np.argmax(count))
     dense = float(np.median(ordered[start : start + count[start]]))
-    if mode <= _AWAY * dense:
+    if mode <= _AWAY * dense or count[start] == count[(ordered <= mode) & (ends >= mode)].max(initial=0):
         return mode
     return _half_sample_mode(ordered[np.abs(ordered - dense) < (_AWAY - 1.0) * dense])
 

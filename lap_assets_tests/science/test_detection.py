@@ -147,3 +147,12 @@ def test_a_broad_crowd_of_galaxies_does_not_lead_away_from_the_stars():
         chosen = radius[select_stars(table)]
         assert 50 <= len(chosen) <= 85
         assert np.median(chosen) == pytest.approx(1.45, rel=0.03)
+
+
+def test_three_sources_of_three_sizes_have_no_densest_one():
+    """The middle one and its neighbour stay the stars of a chip that has hardly any."""
+    radius = np.array([1.8, 2.8, 3.1])
+    table = pd.DataFrame(
+        {"radius": radius, "flux": 1e4, "flux_err": 50.0, "a": 1.5, "b": 1.45, "mask": 0, "sep_flag": 0}
+    )
+    assert radius[select_stars(table)].min() == 2.8
