@@ -31,17 +31,18 @@ def limit_star_sizes(sources: Mapping[str, pd.DataFrame], sizes: Mapping[str, fl
     sources : mapping
         Of each chip, with columns as `select_stars` needs them and is_star.
     sizes : mapping
-        Half-light radius of what each chip took for stars, pix.
+        Half-light radius of what each chip took for stars, pix; 0 or NaN where it could not be measured.
 
     Returns
     -------
     dict
         By chip; empty where none is in doubt.
     """
-    smallest = {name: _find_smallest_locus(sources[name], size) for name, size in sorted(sizes.items())}
+    known = {name: size for name, size in sorted(sizes.items()) if size > 0}
+    smallest = {name: _find_smallest_locus(sources[name], size) for name, size in known.items()}
     usual = sorted(smallest.values())[(len(smallest) - 1) // 2] if smallest else np.inf
     limits = {}
-    for name, size in sorted(sizes.items()):
+    for name, size in known.items():
         if smallest[name] < size:
             limits[name] = _limit_between(smallest[name], size)
         elif size > _WIDER * usual:

@@ -84,6 +84,14 @@ def test_single_small_sources_and_missing_chips_raise_no_doubt():
     assert limit_star_sizes({}, {}) == {}
 
 
+def test_chips_whose_stars_have_no_size_tell_nothing_about_the_others():
+    """0 and NaN: no flux, or nothing measured."""
+    chips = {f"c{k}": make_sources(k, galaxies=CLUSTER if k == 2 else None) for k in range(5)}
+    sizes, limits = limit(chips)
+    assert limit_star_sizes(chips, sizes | {"c3": 0.0, "c4": float("nan")}) == limits
+    assert sorted(limits) == ["c2"]
+
+
 def test_the_order_of_chips_changes_nothing():
     chips = {f"c{k}": make_sources(k, galaxies=CLUSTER if k > 1 else None) for k in range(4)}
     assert limit(chips)[1] == limit(dict(reversed(chips.items())))[1]
