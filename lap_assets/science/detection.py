@@ -16,7 +16,8 @@ from lap_assets.science.apertures import find_half_light, measure_centroids, sum
 _EXTRACT_LIMIT = 1_000_000
 _CORE_RADIUS = 2  # px: mask bits within it are the source's own
 _CENTROID_FLOOR_PX = 0.002  # what pixelisation leaves of a windowed centroid, added to its error
-_LOCUS_WIDTH, _AWAY = 0.1, 1.25  # of the size of stars: what their locus spans; beyond it another one begins
+_LOCUS_WIDTH, _AWAY = 0.08, 1.25  # of the size of stars: what their locus spans; beyond it another one begins
+_DENSE, _MIN_DENSE = 0.7, 5  # of the largest number in such a stretch; sources that can be called dense
 _LOST_CENTROID_PX = 10.0  # error of a position that could not be refined
 
 
@@ -125,7 +126,7 @@ def select_stars(
     The locus is the lowest-lying dense stretch of half-light radii of bright sources (half-sample mode, Robertson &
     Cryer 1974), kept within 3 robust sigmas and within `max_width` of it relatively; sources larger than
     `max_radius_px` are none, where the seeing is known. Where a broad crowd of galaxies leads the halving away from
-    the densest narrow stretch, which is the stars', it begins there.
+    the smallest of the dense narrow stretches, which is the stars', it begins there.
 
     Returns
     -------
@@ -152,14 +153,14 @@ def mask_sources(segments: np.ndarray, grow_px: int = 4) -> np.ndarray:
 
 
 def _find_locus(ordered: np.ndarray) -> float:
-    """Size of the stars among ordered ones: their half-sample mode, but no larger than where they lie densest."""
+    """Size of the stars among ordered ones: their half-sample mode, but not beyond where they begin to lie dense."""
     mode = _half_sample_mode(ordered)
-    # stars share one size to a few per cent, galaxies none: they are many without being dense
-    ends = (1.0 + _LOCUS_WIDTH) * ordered
-    count = np.searchsorted(ordered, ends, side="right") - np.arange(len(ordered))
-    start = int(np.argmax(count))
+    # stars share one size to a few per cent, galaxies none: they are many without being denser
+    count = np.searchsorted(ordered, (1.0 + _LOCUS_WIDTH) * ordered, side="right") - np.arange(len(ordered))
+    lowest = ordered[np.argmax(count >= _DENSE * count.max())]
+    start = int(np.argmax(np.where(ordered <= _AWAY * lowest, count, 0)))
     dense = float(np.median(ordered[start : start + count[start]]))
-    if mode <= _AWAY * dense or count[start] == count[(ordered <= mode) & (ends >= mode)].max(initial=0):
+    if mode <= _AWAY * dense or count[start] < _MIN_DENSE:
         return mode
     return _half_sample_mode(ordered[np.abs(ordered - dense) < (_AWAY - 1.0) * dense])
 
