@@ -15,6 +15,8 @@ from lap_assets.store.repo import Repo
 from lap_assets_tests.science.star_fields import add_star, observe
 from lap_assets_tests.store.samples import publish
 
+pytestmark = pytest.mark.slow
+
 N, SKY, FWHM, RA, DEC = 512, 400.0, 2.6, 40.0, -20.0
 CHIPS = ("c0", "c1", "c2", "c3")
 
