@@ -132,6 +132,8 @@ class QualitySettings(Section):
     max_ellipticity: float | None = 0.33
     max_fwhm_arcsec_by_band: dict[str, float] = {}
     max_ellipticity_by_band: dict[str, float] = {}
+    # rms of stars less PSF model in their cores over the peak: few or undersampled stars leave 0.03, galaxies 0.06
+    max_psf_residual: float | None = Field(0.05, gt=0)
     max_astrometry_rms_mas: float | None = None
     reference_fwhm_arcsec: float = 0.9
     reference_sky_e_s: dict[str, float] = {}  # by band, per pixel: without it t_eff is not known

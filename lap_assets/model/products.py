@@ -158,7 +158,7 @@ PRODUCTS: dict[str, Product] = {
                 _PREVIEW,
             ),
             ("chips",),
-            code=2,
+            code=3,
             intermediate=False,  # small, and what a re-created warp is made with
         ),
         Product(

@@ -31,9 +31,10 @@ from lap_assets.pipeline.solution_document import (
 from lap_assets.pipeline.task import Output, Task
 from lap_assets.science import photometry
 from lap_assets.science.astrometry import ChipAstrometry, ChipStars, keep_headers, solve_exposure
-from lap_assets.science.chip_catalog import catalog_chip
+from lap_assets.science.chip_catalog import ChipCatalog, catalog_chip
 from lap_assets.science.focal_plane_sky import FocalPlaneSky, SkyCells, fit_focal_plane_sky
 from lap_assets.science.quality import judge_measures
+from lap_assets.science.star_sizes import fits_better, limit_star_sizes
 from lap_assets.science.tan_sip import project_tan
 from lap_assets.science.zero_point import ZeroPoint, fit_zero_point, transform_magnitudes
 from lap_assets.settings import QualitySettings, Settings
@@ -43,8 +44,6 @@ from lap_assets.store.repo import Repo
 log = logging.getLogger(__name__)
 
 J2000_MJD, JULIAN_YEAR_D = 51544.5, 365.25
-_WIDE = 1.2  # times the FWHM (or half-light radius of stars) of the other chips: too wide
-_MIN_CHIPS_TO_COMPARE = 3
 
 
 def plan(survey: Survey, repo: Repo, settings: Settings, collection: str, partition: str) -> list[Task]:
@@ -99,19 +98,27 @@ def make(task: Task, repo: Repo) -> Output:
 
 
 def _measure_chips(task: Task, repo: Repo) -> dict[str, SolvedChip]:
-    chips = {pin.data_id.unit: _measure_chip(task, repo.read_image(pin)) for pin in task.pins("chips")}
-    widths = {name: chip.measured.shape.fwhm_px for name, chip in chips.items() if chip.measured}
-    usual = float(np.median(list(widths.values()))) if len(widths) >= _MIN_CHIPS_TO_COMPARE else np.inf
-    for pin in task.pins("chips"):
-        # the chips share the seeing: where one is much wider, galaxies were taken for stars
-        name = pin.data_id.unit
-        if widths.get(name, 0.0) > _WIDE * usual:
-            log.warning("chip %s: FWHM %.2f px, the others have %.2f: stars chosen again", name, widths[name], usual)
-            others = [one.measured for other, one in chips.items() if widths.get(other, np.inf) <= _WIDE * usual]
-            radius = float(np.median(np.concatenate([one.sources.radius[one.sources.is_star] for one in others])))
-            chips[name] = _measure_chip(task, repo.read_image(pin), _WIDE * radius)
+    pins = {pin.data_id.unit: pin for pin in task.pins("chips")}
+    chips = {name: _measure_chip(task, repo.read_image(pin)) for name, pin in pins.items()}
+    measured = {name: chip.measured for name, chip in chips.items() if chip.measured}
+    limits = limit_star_sizes(
+        {name: one.sources for name, one in measured.items()},
+        {name: one.star_radius_px for name, one in measured.items()},
+    )
+    for name, limit in limits.items():
+        again = _measure_chip(task, repo.read_image(pins[name]), limit)
+        if again.measured and fits_better(again.measured.psf.residual, chips[name].measured.psf.residual):
+            _tell_new_choice(name, chips[name].measured, again.measured)
+            chips[name] = again
     _share_aperture_corrections([chip for _, chip in sorted(chips.items()) if chip.measured])
     return chips
+
+
+def _tell_new_choice(name: str, before: ChipCatalog, after: ChipCatalog) -> None:
+    log.warning(
+        "chip %s: stars chosen again, FWHM %.2f px instead of %.2f, PSF residual %.3f instead of %.3f",
+        name, after.shape.fwhm_px, before.shape.fwhm_px, after.psf.residual, before.psf.residual,
+    )  # fmt: skip
 
 
 def _measure_chip(task: Task, image: MaskedImage, max_star_radius_px: float = np.inf) -> SolvedChip:
@@ -156,10 +163,11 @@ def _keep_good(chips: dict[str, SolvedChip], needed: int) -> dict[str, SolvedChi
 def _judge_chips(
     chips: dict[str, SolvedChip], described: dict[str, dict[str, Any]], chosen: QualitySettings, band: str
 ) -> None:
-    """LV-12: chips beyond the cuts on seeing, shape and astrometry have failed, too."""
+    """LV-12: chips beyond the cuts on seeing, shape, PSF model and astrometry have failed, too."""
     limits = {
         "fwhm_moffat_arcsec": chosen.max_fwhm_arcsec_by_band.get(band, chosen.max_fwhm_arcsec),
         "ellipticity": chosen.max_ellipticity_by_band.get(band, chosen.max_ellipticity),
+        "psf_residual": chosen.max_psf_residual,
         "astrometry_rms_mas": chosen.max_astrometry_rms_mas,
     }
     for name, chip in chips.items():

@@ -38,7 +38,8 @@ class ChipCatalog:
 
     `sources` has columns x, y, xy_err, flux, flux_err (total: aperture corrected), radius, peak, a, b, theta, mask,
     sep_flag, is_star, usable. `shape` and the Moffat profile are means over the chip; `psf_residuals` are of stars that
-    the model was not fitted to; `n_saturated` counts the sources with saturated cores.
+    the model was not fitted to; `n_saturated` counts the sources with saturated cores. `star_radius_px` is the median
+    half-light radius of what was taken for the PSF's stars; is_star is chosen again with the widths then known.
     """
 
     sources: pd.DataFrame
@@ -51,6 +52,7 @@ class ChipCatalog:
     moffat_beta: float
     psf_residuals: PsfResiduals
     n_saturated: int
+    star_radius_px: float
 
 
 def catalog_chip(
@@ -101,7 +103,7 @@ def catalog_chip(
     sky_free = image.sci - evaluate_background(background.mesh, image.shape)
     sources = measure_sources(sky_free, image.var, image.mask, sources, aperture_fwhm * _FIRST_FWHM_PX)
     _refuse_trailed(sources, max_trail_ellipticity)
-    psf, residuals = fit_stars(image, sky_free, sources, stamp_px, degree, max_stars, max_star_radius_px)
+    psf, residuals, taken = fit_stars(image, sky_free, sources, stamp_px, degree, max_stars, max_star_radius_px)
     shape, fwhm_moffat, beta = _mean_shape(psf, image.shape)
     sources = recenter_sources(sky_free, image.var, image.mask, sources, shape.fwhm_px)
     sources = measure_sources(sky_free, image.var, image.mask, sources, aperture_fwhm * shape.fwhm_px)
@@ -117,7 +119,10 @@ def catalog_chip(
         xy_err=np.hypot(sources.xy_err, np.where(sources.sep_flag & 3, _BLENDED_ERR_PX, 0.0)).astype(np.float32),
     )
     n_saturated = int(_is_saturated(sources).sum())
-    return ChipCatalog(sources, background, psf, shape, correction, error, fwhm_moffat, beta, residuals, n_saturated)
+    return ChipCatalog(
+        sources, background, psf, shape, correction, error, fwhm_moffat, beta, residuals, n_saturated,
+        float(sources.radius.loc[taken].median()),
+    )  # fmt: skip
 
 
 def _is_usable(sources: pd.DataFrame) -> np.ndarray:
@@ -149,8 +154,8 @@ def _refuse_trailed(sources: pd.DataFrame, limit: float) -> None:
 def fit_stars(
     image: MaskedImage, sky_free: np.ndarray, sources: pd.DataFrame, stamp_px: int, degree: int, max_stars: int,
     max_radius_px: float = np.inf,
-) -> tuple[PsfModel, PsfResiduals]:  # fmt: skip
-    """PSF model from the brightest stars, and how it fits those that are reserved."""
+) -> tuple[PsfModel, PsfResiduals, pd.Index]:  # fmt: skip
+    """PSF model from the brightest stars, how it fits those that are reserved, and the rows of all of them."""
     chosen = select_stars(sources, max_radius_px=max_radius_px)
     stars = sources[chosen].sort_values("flux", ascending=False, kind="stable").head(max_stars)
     reserved = reserve_stars(stars.x.to_numpy(), stars.y.to_numpy())
@@ -163,7 +168,8 @@ def fit_stars(
         )  # fmt: skip
     except NoWork as error:
         raise UnprocessableData(_tell_missing_stars(sources, len(stars), str(error))) from None
-    return model, measure_residuals(model, sky_free, image.var, unusable, kept.x.to_numpy(), kept.y.to_numpy())
+    residuals = measure_residuals(model, sky_free, image.var, unusable, kept.x.to_numpy(), kept.y.to_numpy())
+    return model, residuals, stars.index
 
 
 def reserve_stars(x: np.ndarray, y: np.ndarray) -> np.ndarray:

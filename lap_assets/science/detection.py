@@ -16,6 +16,8 @@ from lap_assets.science.apertures import find_half_light, measure_centroids, sum
 _EXTRACT_LIMIT = 1_000_000
 _CORE_RADIUS = 2  # px: mask bits within it are the source's own
 _CENTROID_FLOOR_PX = 0.002  # what pixelisation leaves of a windowed centroid, added to its error
+_LOCUS_WIDTH, _AWAY = 0.08, 1.25  # of the size of stars: what their locus spans; beyond it another one begins
+_DENSE, _MIN_DENSE = 0.7, 5  # of the largest number in such a stretch; sources that can be called dense
 _LOST_CENTROID_PX = 10.0  # error of a position that could not be refined
 
 
@@ -123,7 +125,8 @@ def select_stars(
 
     The locus is the lowest-lying dense stretch of half-light radii of bright sources (half-sample mode, Robertson &
     Cryer 1974), kept within 3 robust sigmas and within `max_width` of it relatively; sources larger than
-    `max_radius_px` are none, where the seeing is known.
+    `max_radius_px` are none, where the seeing is known. Where a broad crowd of galaxies leads the halving away from
+    the smallest of the dense narrow stretches, which is the stars', it begins there.
 
     Returns
     -------
@@ -138,7 +141,7 @@ def select_stars(
         return bright
     # galaxies outnumber stars only among the larger half of the sources
     ordered = np.sort(size[bright])
-    centre = _half_sample_mode(ordered[: max(3, (3 * len(ordered)) // 4)])
+    centre = _find_locus(ordered[: max(3, (3 * len(ordered)) // 4)])
     near = bright & (np.abs(size - centre) < max_width * centre)
     width = 1.4826 * float(np.median(np.abs(size[near] - centre)))
     return near & (np.abs(size - centre) < np.clip(3.0 * width, 0.03 * centre, max_width * centre))
@@ -147,6 +150,19 @@ def select_stars(
 def mask_sources(segments: np.ndarray, grow_px: int = 4) -> np.ndarray:
     """Pixels that belong to sources, grown by `grow_px`, (ny, nx) bool: to be left out of the sky."""
     return _grow_segments(np.ascontiguousarray(segments), grow_px)
+
+
+def _find_locus(ordered: np.ndarray) -> float:
+    """Size of the stars among ordered ones: their half-sample mode, but not beyond where they begin to lie dense."""
+    mode = _half_sample_mode(ordered)
+    # stars share one size to a few per cent, galaxies none: they are many without being denser
+    count = np.searchsorted(ordered, (1.0 + _LOCUS_WIDTH) * ordered, side="right") - np.arange(len(ordered))
+    lowest = ordered[np.argmax(count >= _DENSE * count.max())]
+    start = int(np.argmax(np.where(ordered <= _AWAY * lowest, count, 0)))
+    dense = float(np.median(ordered[start : start + count[start]]))
+    if mode <= _AWAY * dense or count[start] < _MIN_DENSE:
+        return mode
+    return _half_sample_mode(ordered[np.abs(ordered - dense) < (_AWAY - 1.0) * dense])
 
 
 def _half_sample_mode(ordered: np.ndarray) -> float:

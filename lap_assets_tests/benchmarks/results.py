@@ -40,7 +40,7 @@ class Row:
         if not self.target or self.value is None:
             return None
         sign, limit = self.target.split()
-        return COMPARE[sign](self.value, float(limit))
+        return bool(COMPARE[sign](self.value, float(limit)))
 
 
 def write_rows(rows: list[Row]) -> None:

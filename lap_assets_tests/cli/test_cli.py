@@ -188,6 +188,8 @@ def test_run_with_nothing_ingested(lap, elsewhere):
         (("-c", "warps.grid_step_px=0"), ("warps.grid_step_px",)),
         (("-c", "stacks.clip_sigma=0"), ("stacks.clip_sigma", "greater than 0")),
         (("-c", "stacks.clip_sigma=.nan"), ("stacks.clip_sigma", "greater than 0")),
+        (("-c", "quality.max_psf_residual=0"), ("quality.max_psf_residual", "greater than 0")),
+        (("-c", "quality.max_psf_residual=.nan"), ("quality.max_psf_residual", "greater than 0")),
         (("-c", "stacks.min_inputs=0"), ("stacks.min_inputs",)),
         (("-c", "diffs.method=hotpants"), ("diffs.method", "alard_lupton", "zogy")),
         (("-c", "diffs.source_snr=-5"), ("diffs.source_snr", "greater than 0")),

@@ -134,3 +134,25 @@ def test_a_cluster_s_galaxies_are_no_stars_where_the_seeing_is_known():
     assert radius[select_stars(table)].min() > 2.3
     chosen = select_stars(table, max_radius_px=1.2 * 1.8)
     assert chosen.sum() > 20 and radius[chosen].max() < 1.9
+
+
+def test_a_broad_crowd_of_galaxies_does_not_lead_away_from_the_stars():
+    """LV-12: 70 stars of one size before 170 galaxies of many, as on a cluster: half of all lies among the galaxies."""
+    rng = np.random.default_rng(16)
+    for _ in range(20):
+        radius = np.concatenate([rng.normal(1.45, 0.05, 70), rng.triangular(1.5, 2.3, 3.6, 170)])
+        table = pd.DataFrame(
+            {"radius": radius, "flux": 1e4, "flux_err": 50.0, "a": 1.5, "b": 1.45, "mask": 0, "sep_flag": 0}
+        )
+        chosen = radius[select_stars(table)]
+        assert 50 <= len(chosen) <= 85
+        assert np.median(chosen) == pytest.approx(1.45, rel=0.03)
+
+
+def test_three_sources_of_three_sizes_have_no_densest_one():
+    """The middle one and its neighbour stay the stars of a chip that has hardly any."""
+    radius = np.array([1.8, 2.8, 3.1])
+    table = pd.DataFrame(
+        {"radius": radius, "flux": 1e4, "flux_err": 50.0, "a": 1.5, "b": 1.45, "mask": 0, "sep_flag": 0}
+    )
+    assert radius[select_stars(table)].min() == 2.8
