@@ -64,13 +64,8 @@ def subtract_zogy(
         cells, science.var[::_FEW, ::_FEW], template.var[::_FEW, ::_FEW] * np.float32(stars.ratio**2), noisecov, _FEW
     )
     pictures = _central_filters(psfs, grid.shape, mix)
-    wide = psf_science.fwhm_px >= psf_template.fwhm_px
-    sharp, broad, kernel = (template, science, pictures[1]) if wide else (science, template, pictures[0])
-    # the broad image is convolved too: its gaps count, what is filled from beside it does not
-    lost = join_flags(bad[1] if wide else bad[0], broad.mask, np.int16(_MISSING))
-    # what D's filters do at frequencies that no PSF passes no source shows: S's tell how far a hole reaches
-    reach = _cut_middle(pictures[3] if wide else pictures[2], 1.5 * max(psf.fwhm_px for psf in psfs))
-    mask = merge_masks(sharp, broad, lost, kernel, _TOLERANCE * limits.kernel.max_bad_weight, reach)
+    sharper = int(psf_science.fwhm_px >= psf_template.fwhm_px)
+    mask = _flag_pixels((science, template), bad, pictures, sharper, max(psf.fwhm_px for psf in psfs), limits)
     image = MaskedImage(np.empty_like(new), mask, np.empty_like(new))
     halved = [halve_variance(one.var, lost) for one, lost in zip((science, template), bad, strict=True)]
     smooth = [smooth_halved(halved[k % 2], one) for k, one in enumerate(pictures)]
@@ -96,7 +91,7 @@ def subtract_zogy(
         convolved="both",
         psf=_difference_psf(psfs, cells, mix),
         decorrelated=True,
-        kernel=kernel,
+        kernel=pictures[sharper],
         kernel_sum=stars.ratio,
         n_matched=int(stars.x.size),
         n_stamps=int(stars.used.sum()),
@@ -109,6 +104,16 @@ def subtract_zogy(
         astrometric_offset_px=stars.offset_px,
         score=score,
     )
+
+
+def _flag_pixels(images, bad, pictures, sharper: int, fwhm_px: float, limits: DiffLimits) -> np.ndarray:
+    """Mask of the difference: gaps of either image, and what is wrong with the sharper one, as far as they reach."""
+    sharp, broad = images[sharper], images[1 - sharper]
+    # the broad image is convolved too: its gaps count, what is filled from beside it does not
+    lost = join_flags(bad[sharper], broad.mask, np.int16(_MISSING))
+    # what D's filters do at frequencies that no PSF passes no source shows: S's tell how far a hole reaches
+    reach = _cut_middle(pictures[2 + sharper], 1.5 * fwhm_px)
+    return merge_masks(sharp, broad, lost, pictures[sharper], _TOLERANCE * limits.kernel.max_bad_weight, reach)
 
 
 def _cut_middle(kernel: np.ndarray, radius: float) -> np.ndarray:
