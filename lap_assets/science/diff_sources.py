@@ -28,6 +28,7 @@ from lap_assets.science.source_search import (
 
 _COARSE = 0.7  # of the limit that the coarse filter must show: it loses a few per cent, more beside masked pixels
 _MIN_SHARE = 0.6  # of the PSF on usable pixels
+_MIN_OWN = 0.5  # of a peak of the score, that the flux about it must have of signal to noise
 _SAME_PX = 1.5  # within which two places are one
 _RING_FWHM = 4.0  # as far from a star a kernel that ends too early leaves its ring
 _MIN_OPPOSITE = 4.0  # signal to noise of a residual of the other sign that makes a dipole
@@ -176,8 +177,10 @@ def _find_places(difference: Difference, local: LocalPsf, limits: SourceLimits) 
     usable, places[:, 3] = places[:, 4] > _MIN_SHARE, places[:, 2] / places[:, 3]
     passed = usable & (np.abs(places[:, 3]) >= limits.snr)
     if score is not None:
-        # the score counts what misplaced stars leave; of its peaks, those are sources that the flux has the sign of
-        places[:, 3], passed = peaks, usable & (places[:, 3] * peaks > 0)
+        # the score counts what misplaced stars leave, and beside gaps what is cut of bright ones: of its peaks, those
+        # are sources that the flux bears out
+        passed = usable & (places[:, 3] * np.sign(peaks) > _MIN_OWN * np.abs(peaks))
+        places[:, 3] = peaks
     places = places[passed, :4]
     places = places[np.lexsort((places[:, 0], places[:, 1]))]
     # two candidates may have climbed to one peak

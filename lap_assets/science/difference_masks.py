@@ -32,6 +32,18 @@ def find_bad(sci, mask, var, bits):
     return bad
 
 
+@njit(cache=True, nogil=True)
+def join_flags(bad, mask, bits):
+    """(ny, nx) bool: pixels that are `bad`, or have one of `bits`."""
+    ny, nx = bad.shape
+    both = np.empty((ny, nx), np.bool_)
+    for y in range(ny):
+        first, flags, out = bad[y], mask[y], both[y]
+        for x in range(nx):
+            out[x] = first[x] | ((flags[x] & bits) != 0)
+    return both
+
+
 def fill_masked(bad: np.ndarray, *planes: np.ndarray) -> list[np.ndarray]:
     """Planes with bad pixels replaced by the mean of the nearest ring of good neighbours.
 
@@ -154,8 +166,9 @@ def _spread_radius(kernel: np.ndarray) -> int:
 
 
 def merge_masks(
-    sharp: MaskedImage, broad: MaskedImage, bad: np.ndarray, kernel: np.ndarray, max_bad_weight: float
-) -> np.ndarray:
+    sharp: MaskedImage, broad: MaskedImage, bad: np.ndarray, kernel: np.ndarray, max_bad_weight: float,
+    reach: np.ndarray | None = None,
+) -> np.ndarray:  # fmt: skip
     """(ny, nx) int16 mask of the difference of an image and another one that was convolved.
 
     Flags of the image left alone stay where they are, and what is not finite there is NO_DATA. Of the convolved one,
@@ -170,27 +183,32 @@ def merge_masks(
         Pixels of `sharp` that carry nothing.
     kernel : (s, s) float64
     max_bad_weight : float
+    reach : (t, t) float64 or None
+        Tells in place of `kernel` how far bad pixels reach, for kernels that ring; the bad pixels themselves, then of
+        either image, count however little of it lies on them.
     """
-    share = share_of_bad(bad, kernel)
+    share = share_of_bad(bad, kernel if reach is None else reach)
     near = spread_flags(sharp.mask, _SATURATED, _spread_radius(kernel))
     mask = np.empty(bad.shape, np.int16)
     _merge(
-        sharp.mask, broad.mask, broad.sci, broad.var, near, share, np.float32(max_bad_weight), len(kernel) // 2, mask
-    )
+        sharp.mask, broad.mask, broad.sci, broad.var, near, share, np.float32(max_bad_weight), bad,
+        reach is not None, len(kernel) // 2, mask,
+    )  # fmt: skip
     return mask
 
 
 @njit(cache=True, nogil=True)
-def _merge(sharp, broad, sci, variance, near, share, most, radius, mask):
+def _merge(sharp, broad, sci, variance, near, share, most, bad, themselves, radius, mask):
     ny, nx = mask.shape
     big = np.float32(np.inf)
     for y in range(ny):
         edge_row = y < radius or y >= ny - radius
         from_sharp, from_broad, value, noise, out = sharp[y], broad[y], sci[y], variance[y], mask[y]
-        close, part = near[y], share[y]
+        close, part, lost = near[y], share[y], bad[y]
         for x in range(nx):
             here = from_broad[x] | (from_sharp[x] & np.int16(~(_HARD & ~_NO_DATA)))
-            here |= (from_sharp[x] & np.int16(_HARD)) | np.int16(_EDGE) if part[x] > most else np.int16(0)
+            reached = (part[x] > most) | (themselves & lost[x])
+            here |= (from_sharp[x] & np.int16(_HARD)) | np.int16(_EDGE) if reached else np.int16(0)
             here |= np.int16(_CORE) if close[x] else np.int16(0)
             known = (noise[x] > 0) & (noise[x] < big) & (abs(value[x]) < big)
             here |= np.int16(0) if known else np.int16(_NO_DATA)

@@ -23,19 +23,22 @@ from lap_assets.science.decorrelation import (
     warp_power,
 )
 from lap_assets.science.difference import Difference, DiffLimits, Psf
-from lap_assets.science.difference_masks import fill_masked, find_bad, merge_masks
+from lap_assets.science.difference_masks import fill_masked, find_bad, join_flags, merge_masks
 from lap_assets.science.difference_sky import THIN, choose_sky, fit_sky, measure_chi, order_of, terms_along_row
 from lap_assets.science.psf_grid import PsfGrid, lay_nodes
+from lap_assets.science.psf_wings import smooth_wings
 from lap_assets.science.star_comparison import compare_stars, judge_stars
 
 _HARD = int(NO_WEIGHT)
 _UNUSABLE = int(UNUSABLE)
 _NO_DATA = int(Mask.NO_DATA)
+_MISSING = int(Mask.NO_DATA | Mask.EDGE)
 _ABOUT = 160  # px of a block: what is done to it stays in the processor's cache
 _CELL_PX = 400  # about: blocks that share one pair of PSFs
 _FEW = 8  # rows and columns from one pixel to the next of those that tell the noise of a cell
 _GRID = 72  # px of the transform on which gains are summed and filters looked at
 _KERNEL_RADIUS = 12  # px of what is followed of a filter for masks and variance
+_TOLERANCE = 1.5  # of holes, over that for kernels: a filter of S is as wide as a source
 # a delta function of this flux is mixed into both PSFs: frequencies that neither passes are subtracted as they are
 _FLOOR = 1e-4
 
@@ -49,7 +52,7 @@ def subtract_zogy(
     The template is multiplied by the flux ratio of matched stars and moved by their mean offset first; a polynomial is
     taken off the sky. Parameters and errors as of `diff.subtract_images`.
     """
-    psfs = psf_science, psf_template
+    psfs = smooth_wings(psf_science), smooth_wings(psf_template)
     bad = [find_bad(one.sci, one.mask, one.var, _HARD) for one in (science, template)]
     # holes of either image are filled in both: what is wrong with the filling is much the same in both, then
     new, old = fill_masked(bad[0] | bad[1], science.sci, template.sci)
@@ -61,9 +64,8 @@ def subtract_zogy(
         cells, science.var[::_FEW, ::_FEW], template.var[::_FEW, ::_FEW] * np.float32(stars.ratio**2), noisecov, _FEW
     )
     pictures = _central_filters(psfs, grid.shape, mix)
-    wide = psf_science.fwhm_px >= psf_template.fwhm_px
-    sharp, broad, kernel = (template, science, pictures[1]) if wide else (science, template, pictures[0])
-    mask = merge_masks(sharp, broad, bad[1] if wide else bad[0], kernel, limits.kernel.max_bad_weight)
+    sharper = int(psf_science.fwhm_px >= psf_template.fwhm_px)
+    mask = _flag_pixels((science, template), bad, pictures, sharper, max(psf.fwhm_px for psf in psfs), limits)
     image = MaskedImage(np.empty_like(new), mask, np.empty_like(new))
     halved = [halve_variance(one.var, lost) for one, lost in zip((science, template), bad, strict=True)]
     smooth = [smooth_halved(halved[k % 2], one) for k, one in enumerate(pictures)]
@@ -89,7 +91,7 @@ def subtract_zogy(
         convolved="both",
         psf=_difference_psf(psfs, cells, mix),
         decorrelated=True,
-        kernel=kernel,
+        kernel=pictures[sharper],
         kernel_sum=stars.ratio,
         n_matched=int(stars.x.size),
         n_stamps=int(stars.used.sum()),
@@ -102,6 +104,22 @@ def subtract_zogy(
         astrometric_offset_px=stars.offset_px,
         score=score,
     )
+
+
+def _flag_pixels(images, bad, pictures, sharper: int, fwhm_px: float, limits: DiffLimits) -> np.ndarray:
+    """Mask of the difference: gaps of either image, and what is wrong with the sharper one, as far as they reach."""
+    sharp, broad = images[sharper], images[1 - sharper]
+    # the broad image is convolved too: its gaps count, what is filled from beside it does not
+    lost = join_flags(bad[sharper], broad.mask, np.int16(_MISSING))
+    # what D's filters do at frequencies that no PSF passes no source shows: S's tell how far a hole reaches
+    reach = _cut_middle(pictures[2 + sharper], 1.5 * fwhm_px)
+    return merge_masks(sharp, broad, lost, pictures[sharper], _TOLERANCE * limits.kernel.max_bad_weight, reach)
+
+
+def _cut_middle(kernel: np.ndarray, radius: float) -> np.ndarray:
+    """A kernel as far as `radius` px to each side."""
+    edge = max(len(kernel) // 2 - int(np.ceil(radius)), 0)
+    return kernel[edge : len(kernel) - edge, edge : len(kernel) - edge]
 
 
 def _crop(stamps: np.ndarray, side: int) -> np.ndarray:

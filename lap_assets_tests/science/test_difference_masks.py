@@ -4,7 +4,14 @@ import numpy as np
 from scipy.signal import fftconvolve
 
 from lap_assets.model.image import NO_WEIGHT, Mask, MaskedImage
-from lap_assets.science.difference_masks import fill_masked, find_bad, merge_masks, share_of_bad, spread_flags
+from lap_assets.science.difference_masks import (
+    fill_masked,
+    find_bad,
+    join_flags,
+    merge_masks,
+    share_of_bad,
+    spread_flags,
+)
 
 
 def test_bad_is_what_is_flagged_or_not_finite_or_without_variance():
@@ -66,3 +73,28 @@ def test_mask_of_a_difference_says_where_each_image_fails():
     assert mask[14, 20] == int(Mask.NO_DATA)
     assert (mask[:2] & int(Mask.EDGE)).all()
     assert not mask[8, 8]
+
+
+def test_bad_pixels_of_one_image_are_joined_with_flags_of_the_other():
+    bad = np.array([[True, False, False, False]])
+    mask = np.array([[0, int(Mask.NO_DATA), int(Mask.COSMIC_RAY), int(Mask.EDGE | Mask.DETECTED)]], np.int16)
+    bits = np.int16(Mask.NO_DATA | Mask.EDGE)
+    assert join_flags(bad, mask, bits).tolist() == [[True, True, False, True]]
+
+
+def test_where_both_images_are_convolved_holes_reach_as_far_as_a_kernel_of_their_own_says():
+    """LV-17: a kernel that rings would flag 10 px about a gap; its own flags 2, and single pixels alone."""
+    shape = (60, 60)
+    sharp, broad = (
+        MaskedImage(np.ones(shape, np.float32), np.zeros(shape, np.int16), np.ones(shape, np.float32)) for _ in range(2)
+    )
+    bad = np.zeros(shape, bool)
+    bad[:, 40:] = bad[30, 20] = True
+    ringing = np.full((21, 21), 0.01)
+    ringing[10, 10] = 1.0
+    mask = merge_masks(sharp, broad, bad, ringing, 0.1, reach=np.ones((5, 5)))
+    edge = mask[11:-11, 11:-11] & int(Mask.EDGE) != 0
+    assert edge[:, 38 - 11 :].all()
+    assert edge[30 - 11, 20 - 11]
+    assert edge[:, : 38 - 11].sum() == 1
+    assert (merge_masks(sharp, broad, bad, ringing, 0.1)[11:-11, 34] & int(Mask.EDGE)).all()

@@ -4,9 +4,12 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from scipy.ndimage import distance_transform_edt
 
 from lap_assets.model.image import Mask, MaskedImage
 from lap_assets.science.diff import DiffLimits, subtract_images
+from lap_assets.science.diff_sources import detect_sources
+from lap_assets.science.psf_grid import PsfGrid
 from lap_assets_tests.science.difference_fields import (
     DrawnPsf,
     draw_moffat,
@@ -15,6 +18,7 @@ from lap_assets_tests.science.difference_fields import (
     make_pair,
     read_covariances,
 )
+from lap_assets_tests.science.test_diff_sources import plain_wcs
 
 PAIRS = [(3.2, 2.5), (2.5, 3.2), (3.0, 3.0)]
 LIMITS = DiffLimits(method="zogy")
@@ -170,3 +174,60 @@ def test_scale_of_both_images_does_not_matter():
     plain = subtract(science, template, widths)
     times = subtract(*(replace(one, sci=one.sci * 64, var=one.var * 4096) for one in (science, template)), widths)
     assert np.abs(times.score - plain.score)[plain.image.usable].max() < 0.02
+
+
+def cut_gaps(image, columns, rows):
+    """Take the data out of bands of columns and rows, as gaps between chips do."""
+    hole = np.zeros(image.shape, bool)
+    for first, last in columns:
+        hole[:, first:last] = True
+    for first, last in rows:
+        hole[first:last] = True
+    image.sci[hole], image.var[hole] = 0.0, 0.0
+    image.mask[hole] |= int(Mask.NO_DATA)
+    return hole
+
+
+@pytest.mark.parametrize("widths", PAIRS)
+def test_beside_gaps_is_noise_and_what_reaches_them_is_flagged(widths):
+    """LAP-30, LV-17: gaps in either image: pixels beside them have EDGE whichever lacks data, and within 20 px of them
+    the score scatters by 1.00 ± 0.05 and no source, not of stars that a gap cuts either, is without a flag.
+    """
+    values, clean = [], 0
+    for seed in range(1, 5):
+        science, template, _ = make_pair(*widths, seed=seed)
+        holes = cut_gaps(science, [(120, 140), (300, 302)], [(200, 215)])
+        holes |= cut_gaps(template, [(60, 75), (240, 260)], [(330, 350)])
+        difference = subtract(science, template, widths)
+        usable, away = difference.image.usable, distance_transform_edt(~holes)
+        inner = np.s_[25:-25, 25:-25]
+        assert (difference.image.mask[inner] & int(Mask.EDGE) != 0)[away[inner] == 1].all()
+        assert usable[inner][away[inner] > 5].mean() > 0.98
+        sky = usable & (template.sci < 3 * np.sqrt(np.maximum(template.var, 1.0)))
+        values.append(difference.score[inner][(sky & (away <= 20))[inner]])
+        sources = detect_sources(difference, template, plain_wcs())
+        near = away[sources.y.round().astype(int), sources.x.round().astype(int)] <= 20
+        clean += int((near & (sources["flags"] == 0)).sum())
+    assert np.std(np.concatenate(values)) == pytest.approx(1.0, abs=0.05)
+    assert clean == 0
+
+
+def test_a_psf_of_few_stars_leaves_no_rings_about_bright_ones():
+    """LAP-30: PSFs with noise of 5e-5 of the flux in each pixel, as two dozen stars give it: 2 to 5 FWHM from stars of
+    several thousand sigma no pixel of the score is over five.
+    """
+    widths, rng, half = (3.2, 2.5), np.random.default_rng(2), 14
+    science, template, _ = make_pair(*widths, n_stars=0)
+    x, y = (grid.ravel() for grid in np.meshgrid(np.arange(50, 400, 75), np.arange(50, 400, 75)))
+    psfs = []
+    for image, psf in zip((science, template), draw_psfs(*widths), strict=True):
+        image.sci += draw_moffat(400, x, y, np.full(x.size, 1e6), psf.fwhm_px, e=psf.e).astype(np.float32)
+        stamp = psf.evaluate(0, 0)[22 - half : 23 + half, 22 - half : 23 + half]
+        stamps = (stamp + rng.normal(0, 5e-5, (2, 2, *stamp.shape))).astype(np.float32)
+        psfs.append(PsfGrid(np.array([0.0, 399.0]), np.array([0.0, 399.0]), stamps))
+    difference = subtract_images(science, template, *psfs, LIMITS, read_covariances(science, template))
+    v, u = np.mgrid[:400, :400]
+    away = np.min(np.hypot(u[..., None] - x, v[..., None] - y), axis=2)
+    rings = difference.image.usable & (away > 2 * widths[0]) & (away < 5 * widths[0])
+    assert rings.sum() > 10_000
+    assert np.abs(difference.score[rings]).max() < 5.0
