@@ -26,13 +26,35 @@ if __name__ == "__main__":
     print(calls.compile_kernel())
     print(get_executor(ComputeSettings(workers=1)).submit(calls.compile_kernel).result())
 """
+# makes two chips three times, a step less each time, on one worker; tells who made them, and whether it had to compile
+THREE_TIMES = f"""
+import sys
+from pathlib import Path
+{PREPARE}
+from lap_assets.pipeline.engine import Session, make_partitions
+from lap_assets.settings import ChipSettings, ComputeSettings, Settings
+from lap_assets_tests.pipeline.test_chips import QUIET, Store
+
+if __name__ == "__main__":
+    store = Store(Path(sys.argv[1]))
+    for skipped in (QUIET, (*QUIET, "fringe"), (*QUIET, "fringe", "sky")):
+        settings = Settings(chips=ChipSettings(skip_steps=skipped), compute=ComputeSettings(workers=1))
+        made = []
+        (report,) = make_partitions(Session(store.survey, store.repo, settings, tell=made.append), "chips", ["toy-1"])
+        print(report.state, report.skipped, *{{one.worker[0] for one in made}}, *{{one.compiled for one in made}})
+"""
 
 
-def run(program: str, **variables: str) -> subprocess.CompletedProcess:
-    """A process whose environment names no folder of kernels."""
+def run(program: str, *arguments: str, **variables: str) -> subprocess.CompletedProcess:
+    """A process whose environment names no folder of kernels but what is given."""
     environment = {name: value for name, value in os.environ.items() if name != FOLDER_VARIABLE} | variables
     return subprocess.run(
-        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True, timeout=300
+        [sys.executable, "-c", program, *arguments],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=300,
     )
 
 
@@ -80,3 +102,14 @@ def test_a_place_for_caches_that_is_no_absolute_path_is_none(tmp_path, monkeypat
     monkeypatch.setenv("XDG_CACHE_HOME", value)
     monkeypatch.setenv("HOME", str(tmp_path))
     assert find_kernel_folder().parent == tmp_path / ".cache" / "lap_assets"
+
+
+@pytest.mark.slow
+def test_workers_that_had_to_compile_are_replaced_when_their_product_is_made_others_stay(tmp_path):
+    """LV-11: what compiling took is given back with the process."""
+    (tmp_path / "repo").mkdir()
+    done = run(THREE_TIMES, str(tmp_path / "repo"), **{FOLDER_VARIABLE: str(tmp_path / "cache")})
+    first, second, third = (line.split() for line in done.stdout.splitlines())
+    assert first[:2] == second[:2] == third[:2] == ["done", "0"]
+    assert (first[3:], second[3:], third[3:]) == (["True"], ["False"], ["False"])
+    assert first[2] != second[2] == third[2]
