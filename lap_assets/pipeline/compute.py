@@ -30,6 +30,7 @@ PRELOAD = ["lap_assets.pipeline.preload"]
 # for glibc's mallopt: one arena for all threads, no mapping of its own for a large array, nothing given back below
 # 2 GiB. Else the system clears the pages of every array anew: for a warp of eight chips in 0.4 to 1.2 s, not in 0.25 s
 KEEP_FREED = ((-8, 1), (-4, 0), (-1, 2**31 - 1))
+RENEW_AFTER = 20  # kernels a worker compiled: 50 to 80 MiB; a new worker has to load those of its products again, ~1 s
 
 
 class SerialExecutor(Executor):
@@ -190,8 +191,8 @@ def discard_executor(executor: Executor) -> None:
 def renew_executor(settings: ComputeSettings) -> None:
     """End the workers, once they have nothing to do; the next `get_executor` starts others. Processes only.
 
-    For workers that had to compile kernels: what that took, up to 400 MiB in the end, is never given back, while a
-    worker that finds them compiled is there in a moment.
+    For workers that had to compile `RENEW_AFTER` kernels: what that took, up to 400 MiB in the end, is never given
+    back otherwise.
     """
     pool = _pools.pop(count_workers(settings), None) if settings.executor == "processes" else None
     if pool is not None:

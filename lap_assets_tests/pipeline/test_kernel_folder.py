@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from lap_assets.pipeline.compute import RENEW_AFTER
 from lap_assets.pipeline.kernel_folder import FOLDER_VARIABLE, find_kernel_folder
 
 DAY_S = 86400.0
@@ -26,22 +27,22 @@ if __name__ == "__main__":
     print(calls.compile_kernel())
     print(get_executor(ComputeSettings(workers=1)).submit(calls.compile_kernel).result())
 """
-# makes two chips three times, a step less each time, on one worker; tells who made them, and whether it had to compile
+# makes two chips three times, a step less each time, on one worker; tells who made them, and how many it had to compile
 THREE_TIMES = f"""
 import sys
 from pathlib import Path
 {PREPARE}
 from lap_assets.pipeline.engine import Session, make_partitions
 from lap_assets.settings import ChipSettings, ComputeSettings, Settings
-from lap_assets_tests.pipeline.test_chips import QUIET, Store
+from lap_assets_tests.pipeline.test_chips import Store
 
 if __name__ == "__main__":
     store = Store(Path(sys.argv[1]))
-    for skipped in (QUIET, (*QUIET, "fringe"), (*QUIET, "fringe", "sky")):
+    for skipped in ((), ("fringe",), ("fringe", "sky")):
         settings = Settings(chips=ChipSettings(skip_steps=skipped), compute=ComputeSettings(workers=1))
         made = []
         (report,) = make_partitions(Session(store.survey, store.repo, settings, tell=made.append), "chips", ["toy-1"])
-        print(report.state, report.skipped, *{{one.worker[0] for one in made}}, *{{one.compiled for one in made}})
+        print(report.state, report.skipped, *{{one.worker[0] for one in made}}, max(one.compiled for one in made))
 """
 
 
@@ -105,11 +106,11 @@ def test_a_place_for_caches_that_is_no_absolute_path_is_none(tmp_path, monkeypat
 
 
 @pytest.mark.slow
-def test_workers_that_had_to_compile_are_replaced_when_their_product_is_made_others_stay(tmp_path):
+def test_workers_that_had_to_compile_much_are_replaced_when_their_product_is_made_others_stay(tmp_path):
     """LV-11: what compiling took is given back with the process."""
     (tmp_path / "repo").mkdir()
     done = run(THREE_TIMES, str(tmp_path / "repo"), **{FOLDER_VARIABLE: str(tmp_path / "cache")})
     first, second, third = (line.split() for line in done.stdout.splitlines())
     assert first[:2] == second[:2] == third[:2] == ["done", "0"]
-    assert (first[3:], second[3:], third[3:]) == (["True"], ["False"], ["False"])
+    assert int(first[3]) >= RENEW_AFTER and (second[3], third[3]) == ("0", "0")
     assert first[2] != second[2] == third[2]
