@@ -1,5 +1,6 @@
 """Commands that set a survey up: init, tessellation, ingest, simulate, warm, ledger rebuild."""
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import StrEnum
@@ -201,13 +202,13 @@ def warm() -> None:
 
     from lap_assets.model.products import PRODUCTS
     from lap_assets.operations.demo import run_demo
-    from lap_assets.pipeline.compute import configure_process, numba_cache_dir
+    from lap_assets.pipeline.compute import configure_process
 
     configure_process()
     with TemporaryDirectory() as folder, progress_bar("compile kernels") as tell:
         done = iter(range(1, 10_000))
         run_demo(Path(folder), size="tiny", begin=lambda product, partitions: tell(next(done), len(PRODUCTS) + 1))
-    print(f"kernels compiled in {numba_cache_dir()}")
+    print(f"kernels compiled in {os.environ['NUMBA_CACHE_DIR']}")
 
 
 def rebuild_ledger(context: typer.Context) -> None:

@@ -6,7 +6,6 @@ everywhere, serial included, so that sums have one order. What a unit of a stage
 """
 
 import ctypes
-import hashlib
 import logging
 import multiprocessing
 import multiprocessing.forkserver
@@ -14,12 +13,12 @@ import os
 from concurrent.futures import CancelledError, Executor, Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 
 from threadpoolctl import threadpool_limits
 
 from lap_assets.errors import BadInput
+from lap_assets.pipeline.kernel_folder import prepare_kernel_folder
 from lap_assets.pipeline.stages import STAGES
 from lap_assets.settings import ComputeSettings
 
@@ -31,6 +30,7 @@ PRELOAD = ["lap_assets.pipeline.preload"]
 # for glibc's mallopt: one arena for all threads, no mapping of its own for a large array, nothing given back below
 # 2 GiB. Else the system clears the pages of every array anew: for a warp of eight chips in 0.4 to 1.2 s, not in 0.25 s
 KEEP_FREED = ((-8, 1), (-4, 0), (-1, 2**31 - 1))
+RENEW_AFTER = 20  # kernels a worker compiled: 50 to 80 MiB; a new worker has to load those of its products again, ~1 s
 
 
 class SerialExecutor(Executor):
@@ -50,27 +50,16 @@ _last_unit = {"product": ""}  # of this process
 
 
 def configure_process() -> None:
-    """One BLAS thread, and a numba cache that an edit of any kernel invalidates as a whole.
+    """One BLAS thread, and a folder of compiled kernels that an edit of any of them replaces as a whole.
 
     Called before numpy's heavy users are imported wherever a process starts (the command line, a Dagster run); workers
     inherit the environment. Numba does not see an edited callee in another module (measured: stale results).
     """
     for name in THREAD_VARIABLES:
         os.environ.setdefault(name, "1")
-    os.environ.setdefault("NUMBA_CACHE_DIR", str(numba_cache_dir()))
+    prepare_kernel_folder()
     threadpool_limits(1)
     logging.raiseExceptions = False  # a log that cannot be written (disk full) must not bury the work's own error
-
-
-def numba_cache_dir() -> Path:
-    """Folder of compiled kernels, named by a hash of the rooms that have any and of what they are compiled with."""
-    digest, package = hashlib.sha256(), Path(__file__).parents[1]
-    for path in sorted([*(package / "science").rglob("*.py"), *(package / "store").rglob("*.py")]):
-        digest.update(path.name.encode() + path.read_bytes())
-    for library in ("numba", "llvmlite", "numpy"):
-        digest.update(f"{library}{version(library)}".encode())
-    base = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
-    return base / "lap_assets" / f"numba-{digest.hexdigest()[:16]}"
 
 
 def count_workers(settings: ComputeSettings) -> int:
@@ -197,6 +186,17 @@ def discard_executor(executor: Executor) -> None:
     if isinstance(executor, SerialExecutor | ProcessPoolExecutor):
         return
     _load_cluster().discard(executor)
+
+
+def renew_executor(settings: ComputeSettings) -> None:
+    """End the workers, once they have nothing to do; the next `get_executor` starts others. Processes only.
+
+    For workers that had to compile `RENEW_AFTER` kernels: what that took, up to 400 MiB in the end, is never given
+    back otherwise.
+    """
+    pool = _pools.pop(count_workers(settings), None) if settings.executor == "processes" else None
+    if pool is not None:
+        pool.shutdown()
 
 
 def describe_loss(error: BaseException) -> str:

@@ -20,8 +20,17 @@ from lap_assets.model.products import get_product, home_of
 from lap_assets.model.quality import Verdict
 from lap_assets.model.states import CLEANED, DONE, DROPPED, FAILED, NO_WORK, RESULTS, UNPROCESSABLE
 from lap_assets.model.survey import PartitionRef, Survey
-from lap_assets.pipeline.compute import count_ahead, find_needs, get_executor, prepare_memory, read_peak_gib
+from lap_assets.pipeline.compute import (
+    RENEW_AFTER,
+    count_ahead,
+    find_needs,
+    get_executor,
+    prepare_memory,
+    read_peak_gib,
+    renew_executor,
+)
 from lap_assets.pipeline.crew import Answer, Crew
+from lap_assets.pipeline.kernel_folder import count_compiled
 from lap_assets.pipeline.recipes import compute_recipe, hash_json
 from lap_assets.pipeline.recreation import Recreation, explain_difference, plan_recreation
 from lap_assets.pipeline.stages import STAGES, Stage
@@ -126,6 +135,8 @@ def make_partitions(
                 yield from work.note(answer)
         for answer in crew.collect(wait=True):
             yield from work.note(answer)
+        if work.compiled >= RENEW_AFTER:
+            renew_executor(compute)
     finally:
         crew.dismiss()
         work.warn_of_memory()
@@ -141,6 +152,7 @@ class _Work:
         self.started = time.perf_counter()
         self.largest: DataId | None = None  # of those made in other processes, by memory
         self.peak_gib = 0.0
+        self.compiled = 0  # kernels, by the worker that had to compile most
 
     def open(self, partition: str, jobs: Sequence[Job], done: dict[DataId, UnitReport]) -> Iterator[PartitionReport]:
         """Begin a partition with the units that are done; yields its report where nothing is left to do."""
@@ -157,6 +169,7 @@ class _Work:
             report = UnitReport(job.data_id, FAILED, reason=answer.lost or describe_fault(answer.error))
         elif report.worker[0] != os.getpid() and report.worker[1] > self.peak_gib * 1024:
             self.largest, self.peak_gib = report.data_id, report.worker[1] / 1024
+        self.compiled = max(self.compiled, report.compiled)
         self.session.tell(report)
         self.reports[partition][job.data_id] = report
         self.awaited[partition] -= 1
@@ -292,7 +305,7 @@ def make_unit(product: str, job: Job, root: Any, fence: int, run_id: str) -> Uni
     except Exception as error:  # the log or the publication failed: nothing half-written stays, so say so
         log.error("not published: %s", error)
         report = UnitReport(job.data_id, FAILED, reason=describe_fault(error), seconds=time.perf_counter() - started)
-    return replace(report, worker=(os.getpid(), read_peak_gib() * 1024))
+    return replace(report, worker=(os.getpid(), read_peak_gib() * 1024), compiled=count_compiled())
 
 
 def _make_again(stage: Stage, job: Recreation, repo: Repo, fence: int, run_id: str) -> UnitReport:

@@ -69,8 +69,9 @@ class Output:
 class UnitReport:
     """What became of one unit.
 
-    `worker` is the process that made it and its peak memory meanwhile, MiB (of a main process: so far); `difference`
-    says of a re-created unit in what it differs from what was cleaned, and why.
+    `worker` is the process that made it and its peak memory meanwhile, MiB (of a main process: so far); `compiled`
+    how many kernels that process had to compile so far; `difference` says of a re-created unit in what it differs
+    from what was cleaned, and why.
     """
 
     data_id: DataId
@@ -82,5 +83,6 @@ class UnitReport:
     bytes: int = 0
     metrics: Mapping[str, Any] = field(default_factory=dict)
     worker: tuple[int, float] = (0, 0.0)
+    compiled: int = 0
     recipe: str = ""
     difference: str = ""

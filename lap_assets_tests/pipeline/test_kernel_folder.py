@@ -1,0 +1,116 @@
+"""Where compiled kernels are kept: one that cannot be written, those of older versions, and who compiled anything."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from lap_assets.pipeline.compute import RENEW_AFTER
+from lap_assets.pipeline.kernel_folder import FOLDER_VARIABLE, find_kernel_folder
+
+DAY_S = 86400.0
+PREPARE = "from lap_assets.pipeline.compute import configure_process; configure_process()"
+# compiles a kernel of the package here and in a worker, tells the folder, and how many each compiled
+COMPILE = f"""
+import os
+import numpy as np
+{PREPARE}
+from lap_assets.pipeline.compute import get_executor
+from lap_assets.settings import ComputeSettings
+from lap_assets_tests.pipeline import calls
+
+if __name__ == "__main__":
+    print(os.environ["{FOLDER_VARIABLE}"])
+    print(calls.compile_kernel())
+    print(get_executor(ComputeSettings(workers=1)).submit(calls.compile_kernel).result())
+"""
+# makes two chips three times, a step less each time, on one worker; tells who made them, and how many it had to compile
+THREE_TIMES = f"""
+import sys
+from pathlib import Path
+{PREPARE}
+from lap_assets.pipeline.engine import Session, make_partitions
+from lap_assets.settings import ChipSettings, ComputeSettings, Settings
+from lap_assets_tests.pipeline.test_chips import Store
+
+if __name__ == "__main__":
+    store = Store(Path(sys.argv[1]))
+    for skipped in ((), ("fringe",), ("fringe", "sky")):
+        settings = Settings(chips=ChipSettings(skip_steps=skipped), compute=ComputeSettings(workers=1))
+        made = []
+        (report,) = make_partitions(Session(store.survey, store.repo, settings, tell=made.append), "chips", ["toy-1"])
+        print(report.state, report.skipped, *{{one.worker[0] for one in made}}, max(one.compiled for one in made))
+"""
+
+
+def run(program: str, *arguments: str, **variables: str) -> subprocess.CompletedProcess:
+    """A process whose environment names no folder of kernels but what is given."""
+    environment = {name: value for name, value in os.environ.items() if name != FOLDER_VARIABLE} | variables
+    return subprocess.run(
+        [sys.executable, "-c", program, *arguments],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=300,
+    )
+
+
+@pytest.mark.parametrize("given", [{"HOME": "/proc", "XDG_CACHE_HOME": "/proc/x"}, {FOLDER_VARIABLE: "/proc/x"}])
+def test_where_no_folder_can_be_written_a_temporary_one_serves_with_one_warning(given):
+    """What the process compiled is found by its workers; nothing is left behind."""
+    done = run(COMPILE, **given)
+    folder, compiled, compiled_by_worker = done.stdout.splitlines()
+    assert int(compiled) > 0 and compiled_by_worker == "0"
+    assert Path(folder).name.startswith("lap-numba-") and not Path(folder).exists()
+    (warning,) = [line for line in done.stderr.splitlines() if "kernels" in line]  # others tell of their own folders
+    assert "/proc/x" in warning and f"set {FOLDER_VARIABLE} to a folder" in warning
+
+
+def test_folders_of_other_versions_go_when_they_were_not_used_for_thirty_days(tmp_path, monkeypatch):
+    """Neither the current one, however old, nor anything that is named otherwise, nor what a link points to."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    current = find_kernel_folder()
+    base = current.parent
+    ages_days = {
+        current.name: 400.0, "numba-0123456789abcdef": 30.1, "numba-fedcba9876543210": 29.9,
+        "numba-0123456789abcdef.kept": 400.0, "numba-mine": 400.0, "data": 400.0, "elsewhere": 400.0,
+    }  # fmt: skip
+    for name in ages_days:
+        (base / name / "science").mkdir(parents=True)
+        (base / name / "science" / "kernel.nbc").write_bytes(b"code")
+    (base / "numba-00000000000000aa").symlink_to(base / "elsewhere")
+    (base / "numba-00000000000000bb").write_text("a file")
+    for name, days in (ages_days | {"numba-00000000000000bb": 400.0}).items():
+        used = time.time() - days * DAY_S
+        os.utime(base / name, (used, used))
+    before = set(base.iterdir())
+    command = [sys.executable, "-c", PREPARE]
+    environment = {name: value for name, value in os.environ.items() if name != FOLDER_VARIABLE}
+    at_once = [subprocess.Popen(command, env=environment) for _ in range(2)]
+    assert [process.wait(300) for process in at_once] == [0, 0]
+    assert before - set(base.iterdir()) == {base / "numba-0123456789abcdef"}
+    assert len(list(base.glob("*/science/kernel.nbc"))) == len(ages_days)  # one less, one more through the link
+    assert time.time() - current.stat().st_mtime < DAY_S  # it counts as used now
+
+
+@pytest.mark.parametrize("value", ["", "relative/cache"])
+def test_a_place_for_caches_that_is_no_absolute_path_is_none(tmp_path, monkeypatch, value):
+    """As the XDG specification has it; else kernels would lie in whatever folder a command is run in."""
+    monkeypatch.setenv("XDG_CACHE_HOME", value)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert find_kernel_folder().parent == tmp_path / ".cache" / "lap_assets"
+
+
+@pytest.mark.slow
+def test_workers_that_had_to_compile_much_are_replaced_when_their_product_is_made_others_stay(tmp_path):
+    """LV-11: what compiling took is given back with the process."""
+    (tmp_path / "repo").mkdir()
+    done = run(THREE_TIMES, str(tmp_path / "repo"), **{FOLDER_VARIABLE: str(tmp_path / "cache")})
+    first, second, third = (line.split() for line in done.stdout.splitlines())
+    assert first[:2] == second[:2] == third[:2] == ["done", "0"]
+    assert int(first[3]) >= RENEW_AFTER and (second[3], third[3]) == ("0", "0")
+    assert first[2] != second[2] == third[2]
