@@ -9,7 +9,7 @@ import hashlib
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import BinaryIO
 
 import numpy as np
@@ -24,13 +24,17 @@ from lap_assets.store.fits_headers import (
     MalformedFile,
     encode_header,
     fold_sum,
-    make_image_header,
+    parse_cards,
     parse_header,
     read_header,
     read_structure,
     select_content,
+    select_for_readers,
+    select_wcs,
     select_wcs_cards,
-    strip_header,
+    write_card,
+    write_content,
+    write_image_cards,
 )
 from lap_assets.store.fits_tiles import TiledHdu
 from lap_assets.store.plane_passes import copy_turned, measure_plane, turn_and_sum
@@ -52,8 +56,8 @@ class ImageHdu:
     ----------
     name : str
     array : array in the machine's byte order, contiguous
-    header : fits.Header
-        Of the HDU, without checksums.
+    content : str
+        Text of the cards that are content.
     datasum : int
     n_not_finite : int
         Pixels that are NaN or infinite.
@@ -61,7 +65,7 @@ class ImageHdu:
 
     name: str
     array: np.ndarray
-    header: fits.Header
+    content: str
     datasum: int
     n_not_finite: int
 
@@ -69,9 +73,14 @@ class ImageHdu:
     def size(self) -> int:
         return self.array.nbytes
 
+    @property
+    def cards(self) -> str:
+        """Text of the header of the HDU, without checksums."""
+        return write_image_cards(self.name, self.array.dtype, self.array.shape) + self.content
+
     def make_digest(self, data: bytes) -> bytes:
         """Digest of the plane, from the SHA-256 of its bytes in the file."""
-        return digest_plane(self.name, self.array.dtype, self.array.shape, self.header, data)
+        return digest_plane(self.name, self.array.dtype, self.array.shape, self.content, data)
 
     def make_pieces(self) -> Iterator[memoryview]:
         """The big-endian bytes; the last `N_BUFFERS` pieces are valid."""
@@ -88,22 +97,24 @@ class ImageHdu:
 # ---- to bytes
 
 
-def planes_of_image(image: MaskedImage) -> dict[str, Plane]:
-    """Planes SCI, MASK, VAR and further ones of an image; its header goes to SCI, its WCS to all."""
-    wcs = select_wcs_cards(image.header)
-    unit = image.header.get("BUNIT")
-    variance_header = wcs.copy()
-    if unit:
-        variance_header["BUNIT"] = f"({unit})2"
-    mask_header = wcs.copy()
-    for bit in Mask:
-        mask_header[f"MB{bit.bit_length() - 1:02d}"] = (bit.name, "name of this mask bit")
+def planes_of_image(image: MaskedImage) -> dict[str, tuple[np.ndarray, str]]:
+    """Planes SCI, MASK, VAR and further ones of an image, each with its content cards as text; the image's header goes
+    to SCI, its WCS to all.
+    """
+    content, unit = write_content(image.header), image.header.get("BUNIT")
+    wcs = select_wcs(content)
     planes = {
-        "SCI": (image.sci, image.header),
-        "MASK": (image.mask, mask_header),
-        "VAR": (image.var, variance_header),
+        "SCI": (image.sci, content),
+        "MASK": (image.mask, wcs + _write_mask_bits()),
+        "VAR": (image.var, wcs + (write_card("BUNIT", f"({unit})2") if unit else "")),
     }
-    return planes | {name: (plane, wcs.copy()) for name, plane in image.planes.items()}
+    return planes | {name: (plane, wcs) for name, plane in image.planes.items()}
+
+
+@cache
+def _write_mask_bits() -> str:
+    cards = ((f"MB{bit.bit_length() - 1:02d}", str(bit.name)) for bit in Mask)
+    return "".join(write_card(key, name, "name of this mask bit") for key, name in cards)
 
 
 def image_of_planes(planes: Mapping[str, Plane]) -> MaskedImage:
@@ -114,11 +125,14 @@ def image_of_planes(planes: Mapping[str, Plane]) -> MaskedImage:
     return MaskedImage(sci=sci, mask=mask, var=var, header=header, planes=arrays)
 
 
-def prepare_plane(name: str, array: np.ndarray, header: fits.Header) -> ImageHdu:
-    """A plane ready to be written; raises `PermanentFailure` for types FITS does not have."""
+def prepare_plane(name: str, array: np.ndarray, header: fits.Header | str) -> ImageHdu:
+    """A plane ready to be written; raises `PermanentFailure` for types and cards FITS does not have.
+
+    Of `header`, or its text, the cards that are content count.
+    """
     array = normalise_plane(name, array)
     total, n_not_finite = measure_plane(array)
-    return ImageHdu(name, array, make_image_header(name, array, header), fold_sum(total), n_not_finite)
+    return ImageHdu(name, array, write_content(header), fold_sum(total), n_not_finite)
 
 
 def normalise_plane(name: str, array: np.ndarray) -> np.ndarray:
@@ -144,8 +158,8 @@ def compress_hdus(hdus: Mapping[str, ImageHdu], variance: np.ndarray | None) -> 
         steps = _choose_steps(hdu, noise) if hdu.array.dtype.kind == "f" else None
         made = None
         if fits_tiles.can_compress(hdu.array, steps):
-            seal = partial(digest_plane, name, hdu.array.dtype, hdu.array.shape, hdu.header)
-            made = fits_tiles.compress_plane(name, hdu.array, hdu.header, seal, steps)
+            seal = partial(digest_plane, name, hdu.array.dtype, hdu.array.shape, hdu.content)
+            made = fits_tiles.compress_plane(name, hdu.array, hdu.content, seal, steps)
         compressed[name] = made or hdu
     return compressed
 
@@ -171,10 +185,10 @@ def encode_hdus(
     provenance : mapping of keyword to value
         Cards of the primary HDU; no part of the content hash.
     """
-    primary = fits.Header([("SIMPLE", True), ("BITPIX", 8), ("NAXIS", 0), ("EXTEND", True), *provenance.items()])
-    yield [encode_header(primary, 0)]
+    primary = [("SIMPLE", True), ("BITPIX", 8), ("NAXIS", 0), ("EXTEND", True), *provenance.items()]
+    yield [encode_header("".join(write_card(*card) for card in primary), 0)]
     for hdu in hdus.values():
-        yield [encode_header(hdu.header.copy(), hdu.datasum)]
+        yield [encode_header(hdu.cards, hdu.datasum)]
         yield hdu.make_pieces()
         yield [bytes(-hdu.size % BLOCK)]
 
@@ -188,13 +202,12 @@ def hash_written(hdus: Mapping[str, ImageHdu | TiledHdu], parts: Sequence[bytes]
     return _combine_digests(parts), _combine_digests(planes)
 
 
-def digest_plane(name: str, dtype: np.dtype, shape: tuple[int, ...], header: fits.Header | str, pixels: bytes) -> bytes:
+def digest_plane(name: str, dtype: np.dtype, shape: tuple[int, ...], content: str, pixels: bytes) -> bytes:
     """Digest of a plane: name, type, shape, the cards that say what it is, and the SHA-256 of its big-endian pixels.
 
     These are the bytes of a plane that is written as it is: they are hashed once, for its content and for the file.
     """
-    text = header if isinstance(header, str) else header.tostring(endcard=False, padding=False)
-    facts = f"{name} {dtype.str[1:]} {shape}\n{select_content(text)}\n"
+    facts = f"{name} {dtype.str[1:]} {shape}\n{content}\n"
     return hashlib.sha256(facts.encode("ascii") + pixels).digest()
 
 
@@ -215,12 +228,26 @@ def decode_planes(
     MalformedFile
         The file ends early, an HDU is not what its checksums say, or one of `names` or `needed` is missing.
     """
-    planes: dict[str, Plane] = {}
-    seen = set()
+    found = _read_planes(stream, names, needed)
+    return {name: (array, plane.make_header()) for name, (plane, array) in found.items()}
+
+
+def decode_image(stream: BinaryIO, names: tuple[str, ...] | None = None, needed: tuple[str, ...] = ()) -> MaskedImage:
+    """As `decode_planes`, put together as `image_of_planes` does it: of one header only more than the text is read."""
+    found = _read_planes(stream, names, needed)
+    first = next((name for name in ("SCI", *found) if name in found), None)
+    headers = {name: plane.make_header() if name == first else fits.Header() for name, (plane, _) in found.items()}
+    return image_of_planes({name: (array, headers[name]) for name, (_, array) in found.items()})
+
+
+def _read_planes(
+    stream: BinaryIO, names: tuple[str, ...] | None, needed: tuple[str, ...]
+) -> dict[str, tuple["PlaneInFile", np.ndarray]]:
+    planes, seen = {}, set()
     for found, array in _read_hdus(stream, names):
         seen.add(found.name)
         if array is not None:
-            planes[found.name] = (array, strip_header(found.header))
+            planes[found.name] = (found, array)
     missing = [name for name in (*(names or ()), *needed) if name not in seen]
     if missing:
         raise MalformedFile(f"no HDU {', '.join(missing)}")
@@ -231,7 +258,7 @@ def decode_first_header(stream: BinaryIO) -> fits.Header:
     """Header of the first image plane, without reading any pixels."""
     for found in find_planes(stream):
         if found.name:
-            return strip_header(found.header)
+            return found.make_header()
     raise MalformedFile("there is no image HDU")
 
 
@@ -276,7 +303,7 @@ def hash_decoded(stream: BinaryIO, data: Mapping[str, bytes]) -> tuple[dict[str,
         if array is not None:
             arrays[found.name] = array
             pixels = fits_tiles.hash_pixels(array) if found.tiling else data[found.name]
-            digests.append(digest_plane(found.name, found.dtype, found.shape, found.text, pixels))
+            digests.append(digest_plane(found.name, found.dtype, found.shape, select_content(found.text), pixels))
     return arrays, _combine_digests(digests)
 
 
@@ -285,16 +312,17 @@ def find_planes(stream: BinaryIO) -> Iterator["PlaneInFile"]:
     seen: set[str] = set()
     while block := stream.read(BLOCK):
         text, datasum = read_header(stream, block)
-        header, tiling = parse_header(text), None
-        if seen and fits_tiles.is_tiled(header):
-            tiling = fits_tiles.read_tiling(header)
-            header = fits_tiles.restore_header(header, tiling)
-        name, dtype, shape = read_structure(header, primary=not seen)
+        cards, tiling = parse_cards(text), None
+        if seen and fits_tiles.is_tiled(cards):
+            tiling = fits_tiles.read_tiling(cards)
+            name, dtype, shape = tiling.name, tiling.dtype, tiling.shape
+        else:
+            name, dtype, shape = read_structure(cards, primary=not seen)
         if name in seen:
             raise MalformedFile(f"two HDUs called {name or 'PRIMARY'}")
         seen.add(name)
         size = tiling.size if tiling else math.prod(shape) * dtype.itemsize if shape else 0
-        found = PlaneInFile(name, header, text, datasum, dtype, shape, stream.tell(), size, tiling)
+        found = PlaneInFile(name, text, datasum, dtype, shape, stream.tell(), size, tiling)
         yield found
         stream.seek(found.offset + size + -size % BLOCK)
     if not seen:
@@ -309,8 +337,6 @@ class PlaneInFile:
     ----------
     name : str
         Empty for the primary HDU.
-    header : fits.Header
-        That of the image HDU, also where the plane is compressed.
     text : str
         The header as it stands in the file.
     datasum : int
@@ -323,7 +349,6 @@ class PlaneInFile:
     """
 
     name: str
-    header: fits.Header
     text: str
     datasum: int
     dtype: np.dtype
@@ -331,6 +356,11 @@ class PlaneInFile:
     offset: int
     size: int
     tiling: fits_tiles.Tiling | None
+
+    def make_header(self) -> fits.Header:
+        """Header of the plane for its readers, also where it is compressed: content and shape."""
+        text = fits_tiles.restore_cards(self.text, self.tiling) if self.tiling else self.text
+        return parse_header(select_for_readers(text))
 
 
 def _read_hdus(stream: BinaryIO, names: tuple[str, ...] | None) -> Iterator[tuple["PlaneInFile", np.ndarray | None]]:

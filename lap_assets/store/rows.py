@@ -14,7 +14,7 @@ from astropy.io import fits
 
 from lap_assets.errors import IntegrityError
 from lap_assets.store.fits_format import PIECE, MalformedFile, find_planes
-from lap_assets.store.fits_headers import fold_sum, strip_header
+from lap_assets.store.fits_headers import fold_sum
 from lap_assets.store.plane_passes import sum_pixels, turn_and_sum
 
 
@@ -59,7 +59,7 @@ class RowReader:
         for one in self._planes:
             if one.tiling is not None or len(one.shape) != 2 or one.shape != self.shape:
                 raise MalformedFile(f"HDU {one.name} is compressed or has the shape {one.shape}: no rows to read")
-        self.header: fits.Header = strip_header(self._planes[0].header)
+        self.header: fits.Header = self._planes[0].make_header()
         self._file = os.dup(stream.fileno())
         self._seen = np.zeros((len(names), self.shape[0]), bool)
         self._totals = [0] * len(names)
