@@ -7,8 +7,8 @@ when it becomes visible is `publish.py`'s.
 import hashlib
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -20,8 +20,9 @@ from lap_assets.model.ids import check_name
 from lap_assets.model.image import MaskedImage
 from lap_assets.model.products import Member, Product
 from lap_assets.store import fits_format, table_format
-from lap_assets.store.fits_format import ImageHdu, MalformedFile
+from lap_assets.store.fits_format import FilePart, ImageHdu, MalformedFile
 from lap_assets.store.plane_passes import measure_plane
+from lap_assets.store.side_by_side import map_planes
 
 NOT_CONTENT = frozenset({"preview.png"})  # pictures for people: listed and hashed, but no part of the content
 _STRETCH = 1 << 24  # bytes after which the kernel is told to begin with writing them
@@ -164,44 +165,35 @@ def _write_file(path: Path, data: bytes) -> tuple[int, str]:
 
 def _write_planes(path: Path, hdus: Mapping[str, Any], provenance: Mapping[str, str]) -> MemberRecord:
     """Write a FITS member, every byte hashed once."""
-    # hashing costs more than all else: it is done in a thread of its own while this one writes
-    with ThreadPoolExecutor(1) as pool, path.open("xb", buffering=0) as stream:
-        writer = _HashingWriter(stream, pool)
-        parts = [writer.write(pieces) for pieces in fits_format.encode_hdus(hdus, provenance)]
-        os.fsync(stream.fileno())
-    return MemberRecord(path.name, writer.size, *fits_format.hash_written(hdus, parts))
+    parts = list(fits_format.encode_hdus(hdus, provenance))
+    ends = list(accumulate(part.size for part in parts))
+    with path.open("xb", buffering=0) as stream:
+        handle = stream.fileno()
+        placed = [(part, end - part.size) for part, end in zip(parts, ends, strict=True)]
+        digests = map_planes(lambda one: _write_part(handle, *one), placed, [part.size for part in parts])
+        os.fsync(handle)
+    return MemberRecord(path.name, ends[-1], *fits_format.hash_written(hdus, digests))
 
 
-class _HashingWriter:
-    """Writes the parts of a file one after the other, each hashed by itself.
+def _write_part(handle: int, part: FilePart, place: int) -> bytes:
+    """Write a part of a file where it belongs, piece by piece while each is in the processor's cache; its SHA-256.
 
     The kernel is told to begin with each stretch at once: at the end, fsync then waits for the last one only.
     """
-
-    def __init__(self, stream: BinaryIO, pool: Executor) -> None:
-        self.size = 0
-        self._stream, self._pool, self._begun = stream, pool, 0
-
-    def write(self, pieces: Iterable[bytes | memoryview]) -> bytes:
-        """Write pieces of which each is valid until the second one after it is asked for; returns their SHA-256."""
-        digest = hashlib.sha256()
-        hashed: Future[None] | None = None
-        for piece in pieces:
-            if hashed is not None:
-                hashed.result()  # one at a time, in order
-            hashed = self._pool.submit(digest.update, piece)
-            _write_all(self._stream, piece)
-            self.size += len(piece)
-            if self.size - self._begun >= _STRETCH:
-                stretch = self._begun, self.size - self._begun
-                os.posix_fadvise(self._stream.fileno(), *stretch, os.POSIX_FADV_DONTNEED)
-                self._begun = self.size
-        if hashed is not None:
-            hashed.result()
-        return digest.digest()
+    digest, begun = hashlib.sha256(), place
+    for piece in part:
+        digest.update(piece)
+        view = memoryview(piece)
+        while view:
+            count = os.pwrite(handle, view, place)
+            view, place = view[count:], place + count
+        if place - begun >= _STRETCH:
+            os.posix_fadvise(handle, begun, place - begun, os.POSIX_FADV_DONTNEED)
+            begun = place
+    return digest.digest()
 
 
-def _write_all(stream: BinaryIO, piece: bytes | memoryview) -> None:
+def _write_all(stream: BinaryIO, piece: bytes) -> None:
     view = memoryview(piece)
     while view:
         view = view[stream.write(view) :]

@@ -7,9 +7,11 @@ them). Planes are written as they are, or as compressed images (`fits_tiles.py`)
 
 import hashlib
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
+from io import BytesIO
 from typing import BinaryIO
 
 import numpy as np
@@ -38,14 +40,15 @@ from lap_assets.store.fits_headers import (
 )
 from lap_assets.store.fits_tiles import TiledHdu
 from lap_assets.store.plane_passes import copy_turned, measure_plane, turn_and_sum
+from lap_assets.store.side_by_side import map_planes
 
 __all__ = ["BLOCK", "MalformedFile", "select_wcs_cards"]
 
 Plane = tuple[np.ndarray, fits.Header]
+Reader = Callable[[memoryview, int], int]  # (memory to fill, first byte in the file) -> bytes read
 
 PIECE = 1 << 18  # bytes read and turned round at a time: stays in the processor's cache
-_WRITTEN = 1 << 20  # bytes turned round at a time on the way out, where a thread is asked to hash each
-N_BUFFERS = 2  # pieces that are valid at a time
+_WRITTEN = 1 << 19  # bytes turned round, hashed and written at a time
 
 
 @dataclass(frozen=True)
@@ -83,15 +86,30 @@ class ImageHdu:
         return digest_plane(self.name, self.array.dtype, self.array.shape, self.content, data)
 
     def make_pieces(self) -> Iterator[memoryview]:
-        """The big-endian bytes; the last `N_BUFFERS` pieces are valid."""
+        """The big-endian bytes; a piece is valid until the next one is asked for."""
         flat = self.array.reshape(-1)
         step = _WRITTEN // flat.itemsize
-        buffers = [np.empty(min(flat.size, step), flat.dtype) for _ in range(min(N_BUFFERS, -(-flat.size // step)))]
-        for i, start in enumerate(range(0, flat.size, step)):
+        buffer = np.empty(min(flat.size, step), flat.dtype)
+        for start in range(0, flat.size, step):
             piece = flat[start : start + step]
-            out = buffers[i % N_BUFFERS][: piece.size]
+            out = buffer[: piece.size]
             copy_turned(piece, out)
             yield memoryview(out).cast("B")
+
+
+@dataclass(frozen=True)
+class FilePart:
+    """A part of a file that has a SHA-256 of its own; iterates over its bytes, each piece valid until the next."""
+
+    size: int
+    make_pieces: Callable[[], Iterable[bytes | memoryview]]
+
+    def __iter__(self) -> Iterator[bytes | memoryview]:
+        return iter(self.make_pieces())
+
+    @classmethod
+    def of_bytes(cls, data: bytes) -> "FilePart":
+        return cls(len(data), lambda: [data])
 
 
 # ---- to bytes
@@ -153,15 +171,16 @@ def compress_hdus(hdus: Mapping[str, ImageHdu], variance: np.ndarray | None) -> 
     values are too far apart.
     """
     noise = hdus["VAR"].array if "VAR" in hdus else variance
-    compressed: dict[str, ImageHdu | TiledHdu] = {}
-    for name, hdu in hdus.items():
-        steps = _choose_steps(hdu, noise) if hdu.array.dtype.kind == "f" else None
-        made = None
-        if fits_tiles.can_compress(hdu.array, steps):
-            seal = partial(digest_plane, name, hdu.array.dtype, hdu.array.shape, hdu.content)
-            made = fits_tiles.compress_plane(name, hdu.array, hdu.content, seal, steps)
-        compressed[name] = made or hdu
-    return compressed
+    made = map_planes(partial(_compress_hdu, noise=noise), list(hdus.values()), [hdu.size for hdu in hdus.values()])
+    return dict(zip(hdus, made, strict=True))
+
+
+def _compress_hdu(hdu: ImageHdu, noise: np.ndarray | None) -> ImageHdu | TiledHdu:
+    steps = _choose_steps(hdu, noise) if hdu.array.dtype.kind == "f" else None
+    if not fits_tiles.can_compress(hdu.array, steps):
+        return hdu
+    seal = partial(digest_plane, hdu.name, hdu.array.dtype, hdu.array.shape, hdu.content)
+    return fits_tiles.compress_plane(hdu.name, hdu.array, hdu.content, seal, steps) or hdu
 
 
 def _choose_steps(hdu: ImageHdu, noise: np.ndarray | None) -> np.ndarray | None:
@@ -172,12 +191,8 @@ def _choose_steps(hdu: ImageHdu, noise: np.ndarray | None) -> np.ndarray | None:
     return choose(noise)
 
 
-def encode_hdus(
-    hdus: Mapping[str, ImageHdu | TiledHdu], provenance: Mapping[str, str]
-) -> Iterator[Iterable[bytes | memoryview]]:
+def encode_hdus(hdus: Mapping[str, ImageHdu | TiledHdu], provenance: Mapping[str, str]) -> Iterator[FilePart]:
     """Yield the parts of the file in order: the header of the primary HDU; header, data and padding of each plane.
-
-    Each comes piece by piece; the last `N_BUFFERS` pieces are valid.
 
     Parameters
     ----------
@@ -186,11 +201,11 @@ def encode_hdus(
         Cards of the primary HDU; no part of the content hash.
     """
     primary = [("SIMPLE", True), ("BITPIX", 8), ("NAXIS", 0), ("EXTEND", True), *provenance.items()]
-    yield [encode_header("".join(write_card(*card) for card in primary), 0)]
+    yield FilePart.of_bytes(encode_header("".join(write_card(*card) for card in primary), 0))
     for hdu in hdus.values():
-        yield [encode_header(hdu.cards, hdu.datasum)]
-        yield hdu.make_pieces()
-        yield [bytes(-hdu.size % BLOCK)]
+        yield FilePart.of_bytes(encode_header(hdu.cards, hdu.datasum))
+        yield FilePart(hdu.size, hdu.make_pieces)
+        yield FilePart.of_bytes(bytes(-hdu.size % BLOCK))
 
 
 def hash_written(hdus: Mapping[str, ImageHdu | TiledHdu], parts: Sequence[bytes]) -> tuple[str, str]:
@@ -363,49 +378,64 @@ class PlaneInFile:
         return parse_header(select_for_readers(text))
 
 
-def _read_hdus(stream: BinaryIO, names: tuple[str, ...] | None) -> Iterator[tuple["PlaneInFile", np.ndarray | None]]:
-    """Yield each HDU and its array, which is None for the primary and unwanted ones."""
-    for found in find_planes(stream):
-        array = None
-        if found.shape and (names is None or found.name in names):
-            _check_remaining(stream, found)
-            array = _read_array(stream, found) if found.tiling is None else _read_tiled(stream, found, found.tiling)
-        yield found, array
+def _read_hdus(stream: BinaryIO, names: tuple[str, ...] | None) -> list[tuple["PlaneInFile", np.ndarray | None]]:
+    """Each HDU and its array, which is None for the primary and unwanted ones."""
+    found = list(find_planes(stream))
+    wanted = [one for one in found if one.shape and (names is None or one.name in names)]
+    for one in wanted:
+        _check_remaining(stream, one)
+    arrays = map_planes(partial(_read_plane, _make_reader(stream)), wanted, [one.size for one in wanted])
+    read = dict(zip((one.name for one in wanted), arrays, strict=True))
+    return [(one, read.get(one.name)) for one in found]
 
 
-def _read_array(stream: BinaryIO, found: PlaneInFile) -> np.ndarray:
+def _make_reader(stream: BinaryIO) -> Reader:
+    """Reads a stretch of a stream, whatever other threads read of it meanwhile."""
+    if not isinstance(stream, BytesIO):
+        return lambda view, place: os.preadv(stream.fileno(), [view], place)
+
+    def read(view: memoryview, place: int) -> int:
+        piece = stream.getbuffer()[place : place + len(view)]
+        view[: len(piece)] = piece
+        return len(piece)
+
+    return read
+
+
+def _read_plane(read: Reader, found: PlaneInFile) -> np.ndarray:
+    array = _read_array(read, found) if found.tiling is None else _read_tiled(read, found, found.tiling)
+    padding = bytearray(-found.size % BLOCK)
+    _read_exactly(read, memoryview(padding), found.offset + found.size, found.name)
+    if any(padding):
+        raise MalformedFile(f"HDU {found.name} is not padded with zeros")
+    return array
+
+
+def _read_array(read: Reader, found: PlaneInFile) -> np.ndarray:
     """The pixels, turned round and summed while they are in the processor's cache."""
     array = np.empty(math.prod(found.shape), dtype=found.dtype)
     step, total = PIECE // array.itemsize, 0
     for first in range(0, array.size, step):
         piece = array[first : first + step]
-        _read_exactly(stream, memoryview(piece).cast("B"), found.name)
+        _read_exactly(read, memoryview(piece).cast("B"), found.offset + first * array.itemsize, found.name)
         total += turn_and_sum(piece, first)
-    _read_padding(stream, found)
     if fold_sum(total) != found.datasum:
         raise MalformedFile(f"HDU {found.name}: the data differ from DATASUM")
     return array.reshape(found.shape)
 
 
-def _read_tiled(stream: BinaryIO, found: PlaneInFile, tiling: fits_tiles.Tiling) -> np.ndarray:
+def _read_tiled(read: Reader, found: PlaneInFile, tiling: fits_tiles.Tiling) -> np.ndarray:
     data = np.zeros(found.size + fits_tiles.count_spare(tiling), np.uint8)
-    _read_exactly(stream, memoryview(data)[: found.size], found.name)
-    _read_padding(stream, found)
+    _read_exactly(read, memoryview(data)[: found.size], found.offset, found.name)
     return fits_tiles.decompress_plane(tiling, data, found.datasum)
 
 
-def _read_exactly(stream: BinaryIO, view: memoryview, name: str) -> None:
+def _read_exactly(read: Reader, view: memoryview, place: int, name: str) -> None:
     while view:
-        count = stream.readinto(view)
+        count = read(view, place)
         if not count:
-            raise MalformedFile(f"the file ends within HDU {name}")
-        view = view[count:]
-
-
-def _read_padding(stream: BinaryIO, found: PlaneInFile) -> None:
-    padding = bytes(-found.size % BLOCK)
-    if stream.read(len(padding)) != padding:
-        raise MalformedFile(f"HDU {found.name} is cut short or not padded with zeros")
+            raise MalformedFile(f"the file ends within HDU {name} or its padding")
+        view, place = view[count:], place + count
 
 
 def _check_remaining(stream: BinaryIO, found: PlaneInFile) -> None:

@@ -50,7 +50,12 @@ def sum_pixels(array: np.ndarray, first: int = 0) -> int:
     first : int
         Number of the stretch's first pixel in the plane.
     """
-    return int(load_kernels().sum_words(_view_bits(array), first))
+    bits, kernels = _view_bits(array), load_kernels()
+    words, rest = _split_words(bits, first)
+    if words.size == 0:
+        return int(kernels.sum_words(rest, first))
+    total = int((kernels.sum_bytes if bits.itemsize == 1 else kernels.sum_pairs)(words))
+    return total + (int(kernels.sum_words(rest, first + bits.size - rest.size)) if rest.size else 0)
 
 
 def turn_and_sum(pixels: np.ndarray, first: int = 0) -> int:
@@ -66,8 +71,11 @@ def turn_and_sum(pixels: np.ndarray, first: int = 0) -> int:
     bits = _view_bits(pixels)
     if bits.itemsize == 4:
         return int(load_kernels().turn_quads(bits))
-    if bits.itemsize == 2:
-        return int(load_kernels().turn_pairs(bits, first))
+    words, rest = _split_words(bits, first)
+    if bits.itemsize == 2 and words.size:
+        total = int(load_kernels().turn_pairs(words))
+        rest.byteswap(inplace=True)
+        return total + (sum_pixels(rest, first + bits.size - rest.size) if rest.size else 0)
     bits.byteswap(inplace=True)
     return sum_pixels(bits, first)
 
@@ -78,6 +86,17 @@ def copy_turned(source: np.ndarray, target: np.ndarray) -> None:
         load_kernels().copy_turned(_view_bits(source), _view_bits(target))
     else:
         np.copyto(target, source.view(source.dtype.newbyteorder()))
+
+
+def _split_words(bits: np.ndarray, first: int) -> tuple[np.ndarray, np.ndarray]:
+    """Pixels of one or two bytes as the words of the sum, which vectors are made of, and those that fill none.
+
+    No words: the pixels are longer, or begin within a word of the sum or of the memory.
+    """
+    per_word = 4 // bits.itemsize if bits.itemsize < 4 else 0
+    n = bits.size // per_word * per_word if per_word and first % per_word == 0 else 0
+    words = bits[:n].view(np.uint32)
+    return (words, bits[n:]) if words.flags.aligned else (words[:0], bits)
 
 
 def _view_bits(array: np.ndarray) -> np.ndarray:
