@@ -61,8 +61,9 @@ def check_members(product: Product, members: Mapping[str, Any], complete: bool =
     Raises
     ------
     PermanentFailure
-        A member the product table asks for is missing, one is not in it, planes are missing, differ in shape or are
-        not finite, columns are missing, or a type cannot be stored.
+        A member the product table asks for is missing, one is not in it, planes are missing or differ in shape,
+        columns are missing, or a type cannot be stored. Whether pixels are finite is looked at later, while they are
+        in the processor's cache.
     """
     known = {member.name: member for member in product.members}
     missing = [name for name, member in known.items() if name not in members and not member.optional]
@@ -103,27 +104,25 @@ def _check_planes(member: Member, value: Any) -> dict[str, ImageHdu]:
         if check_name(name, "plane") != name.upper():
             raise PermanentFailure(f"{member.name}: plane {name} must be written in capitals")
         hdus[name] = fits_format.prepare_plane(name, array, header)
-    arrays = {name: hdu.array for name, hdu in hdus.items()}
-    check_structure(member, arrays, {name: hdu.n_not_finite for name, hdu in hdus.items()})
+    check_structure(member, {name: hdu.array for name, hdu in hdus.items()})
     return hdus
 
 
-def check_structure(member: Member, arrays: Mapping[str, np.ndarray], not_finite: Mapping[str, int]) -> None:
-    """Raise `PermanentFailure` unless the planes of a FITS member are those of the product table and finite.
-
-    `not_finite` counts, for each plane, the pixels that are not.
-    """
+def check_structure(member: Member, arrays: Mapping[str, np.ndarray]) -> None:
+    """Raise `PermanentFailure` unless the planes of a FITS member are those of the product table."""
     missing = [name for name in member.planes if name not in arrays]
     if missing or not arrays:
         raise PermanentFailure(f"{member.name}: plane {', '.join(missing) or 'of any name'} is missing")
     shapes = {name: array.shape for name, array in arrays.items()}
     if member.planes and len(set(shapes.values())) > 1:
         raise PermanentFailure(f"{member.name}: planes differ in shape: {shapes}")
-    for name, array in arrays.items():
-        if not_finite[name]:
-            bad = np.argwhere(~np.isfinite(array))
-            where = ", ".join(str(int(i)) for i in bad[0])
-            raise PermanentFailure(f"{member.name}: plane {name} is not finite in {len(bad)} pixels, first [{where}]")
+
+
+def check_finite(member: str, name: str, array: np.ndarray, n_not_finite: int) -> None:
+    """Raise `PermanentFailure` if `n_not_finite` pixels of a plane of a member are not."""
+    if n_not_finite:
+        where = ", ".join(str(int(i)) for i in np.argwhere(~np.isfinite(array))[0])
+        raise PermanentFailure(f"{member}: plane {name} is not finite in {n_not_finite} pixels, first [{where}]")
 
 
 def _check_columns(member: Member, columns: Sequence[str]) -> None:
@@ -140,6 +139,7 @@ def compress_members(ready: Iterable[tuple[str, Any]]) -> Iterator[tuple[str, An
     variance = None
     for name, value in ready:
         if isinstance(value, dict):
+            _check_all_finite(name, value)  # what is not cannot be rounded
             variance = value["VAR"].array if name == "image.fits" and "VAR" in value else variance
             value = fits_format.compress_hdus(value, variance)
         yield name, value
@@ -164,15 +164,28 @@ def _write_file(path: Path, data: bytes) -> tuple[int, str]:
 
 
 def _write_planes(path: Path, hdus: Mapping[str, Any], provenance: Mapping[str, str]) -> MemberRecord:
-    """Write a FITS member, every byte hashed once."""
+    """Write a FITS member, every byte hashed once; raises `PermanentFailure` for pixels that are not finite."""
     parts = list(fits_format.encode_hdus(hdus, provenance))
-    ends = list(accumulate(part.size for part in parts))
+    places = [0, *accumulate(part.size for part in parts)]
     with path.open("xb", buffering=0) as stream:
         handle = stream.fileno()
-        placed = [(part, end - part.size) for part, end in zip(parts, ends, strict=True)]
-        digests = map_planes(lambda one: _write_part(handle, *one), placed, [part.size for part in parts])
+        # the data first: their sums, which the headers hold, are taken while they are written
+        data = map_planes(
+            lambda k: _write_part(handle, parts[k], places[k]),
+            range(len(parts))[fits_format.DATA],
+            [part.size for part in parts[fits_format.DATA]],
+        )
+        _check_all_finite(path.name, hdus)
+        digests = [b"" if k % 3 == 2 else _write_part(handle, part, places[k]) for k, part in enumerate(parts)]
         os.fsync(handle)
-    return MemberRecord(path.name, ends[-1], *fits_format.hash_written(hdus, digests))
+    digests[fits_format.DATA] = data
+    return MemberRecord(path.name, places[-1], *fits_format.hash_written(hdus, digests))
+
+
+def _check_all_finite(member: str, hdus: Mapping[str, Any]) -> None:
+    for name, hdu in hdus.items():
+        if isinstance(hdu, ImageHdu):
+            check_finite(member, name, hdu.array, hdu.n_not_finite)
 
 
 def _write_part(handle: int, part: FilePart, place: int) -> bytes:
@@ -278,8 +291,9 @@ def decode_content(stream: BinaryIO, name: str, member: Member | None, hashed: M
     if kind == ".fits":
         arrays, content = fits_format.hash_decoded(stream, hashed)
         if member:
-            not_finite = {name: measure_plane(array)[1] for name, array in arrays.items()}
-            _as_malformed(check_structure, member, arrays, not_finite)
+            _as_malformed(check_structure, member, arrays)
+            for plane, array in arrays.items():
+                _as_malformed(check_finite, member.name, plane, array, measure_plane(array)[1])
         return content
     data = stream.read()
     if kind == ".parquet":

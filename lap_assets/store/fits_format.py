@@ -26,6 +26,7 @@ from lap_assets.store.fits_headers import (
     MalformedFile,
     encode_header,
     fold_sum,
+    measure_header,
     parse_cards,
     parse_header,
     read_header,
@@ -48,12 +49,16 @@ Plane = tuple[np.ndarray, fits.Header]
 Reader = Callable[[memoryview, int], int]  # (memory to fill, first byte in the file) -> bytes read
 
 PIECE = 1 << 18  # bytes read and turned round at a time: stays in the processor's cache
+DATA = slice(2, None, 3)  # of the parts of a file, those that are the data of a plane
 _WRITTEN = 1 << 19  # bytes turned round, hashed and written at a time
 
 
-@dataclass(frozen=True)
+@dataclass
 class ImageHdu:
     """A plane ready to be written as it is.
+
+    What is known only from looking at its pixels, `datasum` and `n_not_finite`, is found while they are written, or
+    when it is asked for.
 
     Attributes
     ----------
@@ -61,16 +66,26 @@ class ImageHdu:
     array : array in the machine's byte order, contiguous
     content : str
         Text of the cards that are content.
-    datasum : int
-    n_not_finite : int
-        Pixels that are NaN or infinite.
     """
 
     name: str
     array: np.ndarray
     content: str
-    datasum: int
-    n_not_finite: int
+    _measured: tuple[int, int] | None = None
+
+    @property
+    def datasum(self) -> int:
+        return fold_sum(self._measure()[0])
+
+    @property
+    def n_not_finite(self) -> int:
+        """Pixels that are NaN or infinite."""
+        return self._measure()[1]
+
+    def _measure(self) -> tuple[int, int]:
+        if self._measured is None:
+            self._measured = measure_plane(self.array)
+        return self._measured
 
     @property
     def size(self) -> int:
@@ -90,26 +105,28 @@ class ImageHdu:
         flat = self.array.reshape(-1)
         step = _WRITTEN // flat.itemsize
         buffer = np.empty(min(flat.size, step), flat.dtype)
+        total, n_not_finite = 0, 0
         for start in range(0, flat.size, step):
             piece = flat[start : start + step]
+            found = measure_plane(piece, start)
+            total, n_not_finite = total + found[0], n_not_finite + found[1]
             out = buffer[: piece.size]
             copy_turned(piece, out)
             yield memoryview(out).cast("B")
+        self._measured = total, n_not_finite
 
 
 @dataclass(frozen=True)
 class FilePart:
-    """A part of a file that has a SHA-256 of its own; iterates over its bytes, each piece valid until the next."""
+    """A part of a file that has a SHA-256 of its own; its bytes are made as one iterates, each piece valid until the
+    next.
+    """
 
     size: int
     make_pieces: Callable[[], Iterable[bytes | memoryview]]
 
     def __iter__(self) -> Iterator[bytes | memoryview]:
         return iter(self.make_pieces())
-
-    @classmethod
-    def of_bytes(cls, data: bytes) -> "FilePart":
-        return cls(len(data), lambda: [data])
 
 
 # ---- to bytes
@@ -148,9 +165,7 @@ def prepare_plane(name: str, array: np.ndarray, header: fits.Header | str) -> Im
 
     Of `header`, or its text, the cards that are content count.
     """
-    array = normalise_plane(name, array)
-    total, n_not_finite = measure_plane(array)
-    return ImageHdu(name, array, write_content(header), fold_sum(total), n_not_finite)
+    return ImageHdu(name, normalise_plane(name, array), write_content(header))
 
 
 def normalise_plane(name: str, array: np.ndarray) -> np.ndarray:
@@ -201,11 +216,12 @@ def encode_hdus(hdus: Mapping[str, ImageHdu | TiledHdu], provenance: Mapping[str
         Cards of the primary HDU; no part of the content hash.
     """
     primary = [("SIMPLE", True), ("BITPIX", 8), ("NAXIS", 0), ("EXTEND", True), *provenance.items()]
-    yield FilePart.of_bytes(encode_header("".join(write_card(*card) for card in primary), 0))
+    first = encode_header("".join(write_card(*card) for card in primary), 0)
+    yield FilePart(len(first), lambda: [first])
     for hdu in hdus.values():
-        yield FilePart.of_bytes(encode_header(hdu.cards, hdu.datasum))
+        yield FilePart(measure_header(hdu.cards), lambda hdu=hdu: [encode_header(hdu.cards, hdu.datasum)])
         yield FilePart(hdu.size, hdu.make_pieces)
-        yield FilePart.of_bytes(bytes(-hdu.size % BLOCK))
+        yield FilePart(-hdu.size % BLOCK, lambda hdu=hdu: [bytes(-hdu.size % BLOCK)])
 
 
 def hash_written(hdus: Mapping[str, ImageHdu | TiledHdu], parts: Sequence[bytes]) -> tuple[str, str]:
@@ -213,7 +229,7 @@ def hash_written(hdus: Mapping[str, ImageHdu | TiledHdu], parts: Sequence[bytes]
 
     `parts` holds the SHA-256 of each part, in the order of `encode_hdus`.
     """
-    planes = [hdu.make_digest(data) for hdu, data in zip(hdus.values(), parts[2::3], strict=True)]
+    planes = [hdu.make_digest(data) for hdu, data in zip(hdus.values(), parts[DATA], strict=True)]
     return _combine_digests(parts), _combine_digests(planes)
 
 

@@ -105,12 +105,17 @@ def encode_header(header: fits.Header | str, datasum: int) -> bytes:
     try:
         cards = header if isinstance(header, str) else header.tostring(endcard=False, padding=False)
         text = cards + blank + str(fits.Card("DATASUM", str(datasum))) + "END".ljust(_CARD)
-        data = text.ljust(-(-len(text) // BLOCK) * BLOCK).encode("ascii")
+        data = text.ljust(measure_header(cards)).encode("ascii")
     except (ValueError, VerifyError) as error:
         raise PermanentFailure(f"a header card cannot be written to FITS: {error}") from None
     place, total = len(cards), fold_sum(_sum_bytes(data) + datasum)
     sealed = blank.encode().replace(b"0" * 16, _encode_sum(~total & 0xFFFFFFFF))
     return data[:place] + sealed + data[place + _CARD :]
+
+
+def measure_header(cards: str) -> int:
+    """Bytes of the header that `encode_header` makes of these cards."""
+    return -(-(len(cards) + 3 * _CARD) // BLOCK) * BLOCK
 
 
 def _encode_sum(value: int) -> bytes:

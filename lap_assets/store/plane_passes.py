@@ -20,12 +20,15 @@ def load_kernels() -> ModuleType:
     return pixel_kernels
 
 
-def measure_plane(array: np.ndarray) -> tuple[int, int]:
-    """What must be known of a plane before it is written, from one pass over it.
+def measure_plane(array: np.ndarray, first: int = 0) -> tuple[int, int]:
+    """What must be known of a plane before it is published, from one pass over it.
 
     Parameters
     ----------
     array : contiguous array in the machine's byte order
+        The plane, or a stretch of it.
+    first : int
+        Number of the stretch's first pixel in the plane.
 
     Returns
     -------
@@ -35,7 +38,7 @@ def measure_plane(array: np.ndarray) -> tuple[int, int]:
         Pixels that are NaN or infinite; 0 for integers.
     """
     if array.dtype.kind != "f":
-        return sum_pixels(array), 0
+        return sum_pixels(array, first), 0
     total, count = load_kernels().measure(_view_bits(array), _EXPONENTS[array.itemsize])
     return int(total), int(count)
 
