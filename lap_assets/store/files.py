@@ -7,6 +7,7 @@ when it becomes visible is `publish.py`'s.
 import hashlib
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
@@ -25,7 +26,7 @@ from lap_assets.store.plane_passes import measure_plane
 from lap_assets.store.side_by_side import map_planes
 
 NOT_CONTENT = frozenset({"preview.png"})  # pictures for people: listed and hashed, but no part of the content
-_STRETCH = 1 << 24  # bytes after which the kernel is told to begin with writing them
+_STRETCH = 1 << 22  # bytes after which the kernel is told to begin with writing them
 _PNG = b"\x89PNG\r\n\x1a\n"
 
 
@@ -145,41 +146,46 @@ def compress_members(ready: Iterable[tuple[str, Any]]) -> Iterator[tuple[str, An
         yield name, value
 
 
-def write_member(path: Path, value: Any, provenance: Mapping[str, str]) -> MemberRecord:
-    """Write what `check_members` returned to a new file, fsynced, and hashed while it is written."""
+def write_members(
+    folder: Path, values: Iterable[tuple[str, Any]], provenance: Mapping[str, str]
+) -> dict[str, MemberRecord]:
+    """Write what `check_members` returned to new files in `folder`, each hashed while it is written.
+
+    All are fsynced at the end: one is on its way to the disk while the next is encoded. They stay open until then, so
+    that no error of the disk is missed. Raises `PermanentFailure` for pixels that are not finite.
+    """
+    records, streams = {}, []
+    with ExitStack() as stack:
+        for name, value in values:
+            streams.append(stack.enter_context((folder / name).open("xb", buffering=0)))
+            records[name] = _write_member(streams[-1], name, value, provenance)
+        for stream in streams:
+            os.fsync(stream.fileno())
+    return records
+
+
+def _write_member(stream: BinaryIO, name: str, value: Any, provenance: Mapping[str, str]) -> MemberRecord:
     if isinstance(value, dict):
-        return _write_planes(path, value, provenance)
-    if isinstance(value, pd.DataFrame):
-        data, content = table_format.encode_table(value)
-        return MemberRecord(path.name, *_write_file(path, data), content)
-    size, digest = _write_file(path, value)
-    return MemberRecord(path.name, size, digest, digest)
+        return _write_planes(stream, name, value, provenance)
+    data, content = table_format.encode_table(value) if isinstance(value, pd.DataFrame) else (value, "")
+    digest = _write_part(stream.fileno(), FilePart(len(data), lambda: [data]), 0).hex()
+    return MemberRecord(name, len(data), digest, content or digest)
 
 
-def _write_file(path: Path, data: bytes) -> tuple[int, str]:
-    with path.open("xb", buffering=0) as stream:
-        _write_all(stream, data)
-        os.fsync(stream.fileno())
-    return len(data), hashlib.sha256(data).hexdigest()
-
-
-def _write_planes(path: Path, hdus: Mapping[str, Any], provenance: Mapping[str, str]) -> MemberRecord:
-    """Write a FITS member, every byte hashed once; raises `PermanentFailure` for pixels that are not finite."""
+def _write_planes(stream: BinaryIO, name: str, hdus: Mapping[str, Any], provenance: Mapping[str, str]) -> MemberRecord:
+    """Write a FITS member, every byte hashed once."""
     parts = list(fits_format.encode_hdus(hdus, provenance))
-    places = [0, *accumulate(part.size for part in parts)]
-    with path.open("xb", buffering=0) as stream:
-        handle = stream.fileno()
-        # the data first: their sums, which the headers hold, are taken while they are written
-        data = map_planes(
-            lambda k: _write_part(handle, parts[k], places[k]),
-            range(len(parts))[fits_format.DATA],
-            [part.size for part in parts[fits_format.DATA]],
-        )
-        _check_all_finite(path.name, hdus)
-        digests = [b"" if k % 3 == 2 else _write_part(handle, part, places[k]) for k, part in enumerate(parts)]
-        os.fsync(handle)
+    places, handle = [0, *accumulate(part.size for part in parts)], stream.fileno()
+    # the data first: their sums, which the headers hold, are taken while they are written
+    data = map_planes(
+        lambda k: _write_part(handle, parts[k], places[k]),
+        range(len(parts))[fits_format.DATA],
+        [part.size for part in parts[fits_format.DATA]],
+    )
+    _check_all_finite(name, hdus)
+    digests = [b"" if k % 3 == 2 else _write_part(handle, part, places[k]) for k, part in enumerate(parts)]
     digests[fits_format.DATA] = data
-    return MemberRecord(path.name, places[-1], *fits_format.hash_written(hdus, digests))
+    return MemberRecord(name, places[-1], *fits_format.hash_written(hdus, digests))
 
 
 def _check_all_finite(member: str, hdus: Mapping[str, Any]) -> None:
@@ -191,7 +197,7 @@ def _check_all_finite(member: str, hdus: Mapping[str, Any]) -> None:
 def _write_part(handle: int, part: FilePart, place: int) -> bytes:
     """Write a part of a file where it belongs, piece by piece while each is in the processor's cache; its SHA-256.
 
-    The kernel is told to begin with each stretch at once: at the end, fsync then waits for the last one only.
+    The kernel is told to begin with each stretch at once: fsync then waits for the last ones only.
     """
     digest, begun = hashlib.sha256(), place
     for piece in part:
@@ -204,12 +210,6 @@ def _write_part(handle: int, part: FilePart, place: int) -> bytes:
             os.posix_fadvise(handle, begun, place - begun, os.POSIX_FADV_DONTNEED)
             begun = place
     return digest.digest()
-
-
-def _write_all(stream: BinaryIO, piece: bytes) -> None:
-    view = memoryview(piece)
-    while view:
-        view = view[stream.write(view) :]
 
 
 def combine_members(records: Iterable[MemberRecord]) -> str:

@@ -22,6 +22,7 @@ def test_sum_is_that_of_the_words_and_of_any_two_parts(array, data):
     cut = data.draw(st.integers(0, array.size))
     assert sum_pixels(array) == measure_plane(array)[0] == add_words(array)
     assert sum_pixels(array[:cut]) + sum_pixels(array[cut:], cut) == add_words(array)
+    assert measure_plane(array[:cut])[0] + measure_plane(array[cut:], cut)[0] == add_words(array)
 
 
 @given(planes, st.data())
