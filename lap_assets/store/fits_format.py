@@ -40,7 +40,7 @@ from lap_assets.store.fits_headers import (
     write_image_cards,
 )
 from lap_assets.store.fits_tiles import TiledHdu
-from lap_assets.store.plane_passes import copy_turned, measure_plane, turn_and_sum
+from lap_assets.store.plane_passes import choose_turn, copy_turned, measure_plane
 from lap_assets.store.side_by_side import map_planes
 
 __all__ = ["BLOCK", "MalformedFile", "select_wcs_cards"]
@@ -430,11 +430,11 @@ def _read_plane(read: Reader, found: PlaneInFile) -> np.ndarray:
 def _read_array(read: Reader, found: PlaneInFile) -> np.ndarray:
     """The pixels, turned round and summed while they are in the processor's cache."""
     array = np.empty(math.prod(found.shape), dtype=found.dtype)
-    step, total = PIECE // array.itemsize, 0
-    for first in range(0, array.size, step):
-        piece = array[first : first + step]
-        _read_exactly(read, memoryview(piece).cast("B"), found.offset + first * array.itemsize, found.name)
-        total += turn_and_sum(piece, first)
+    whole, turn, size = memoryview(array).cast("B"), choose_turn(array), array.itemsize
+    step, total = PIECE // size, 0
+    for begin in range(0, array.size, step):
+        _read_exactly(read, whole[begin * size : (begin + step) * size], found.offset + begin * size, found.name)
+        total += turn(begin, begin + step)
     if fold_sum(total) != found.datasum:
         raise MalformedFile(f"HDU {found.name}: the data differ from DATASUM")
     return array.reshape(found.shape)

@@ -4,6 +4,7 @@ What the sums mean for a file is `fits_headers.py`'s; Rice coding is `rice.py`'s
 `quantisation.py`'s, and the compiled loops of all three are in `pixel_kernels.py`.
 """
 
+from collections.abc import Callable
 from types import ModuleType
 
 import numpy as np
@@ -81,6 +82,23 @@ def turn_and_sum(pixels: np.ndarray, first: int = 0) -> int:
         return total + (sum_pixels(rest, first + bits.size - rest.size) if rest.size else 0)
     bits.byteswap(inplace=True)
     return sum_pixels(bits, first)
+
+
+def choose_turn(pixels: np.ndarray, first: int = 0) -> Callable[[int, int], int]:
+    """`turn_and_sum` for many stretches of `pixels`, told by their ends; what is common to them is done once.
+
+    Parameters
+    ----------
+    pixels, first
+        As of `turn_and_sum`. A stretch begins at a multiple of four, and ends at one or beyond the last pixel.
+    """
+    bits, kernels = _view_bits(pixels), load_kernels()
+    words, rest = _split_words(bits, first)
+    if bits.itemsize == 4:
+        return lambda begin, end: int(kernels.turn_quads(bits[begin:end]))
+    if bits.itemsize == 2 and words.size and not rest.size:
+        return lambda begin, end: int(kernels.turn_pairs(words[begin // 2 : end // 2]))
+    return lambda begin, end: turn_and_sum(pixels[begin:end], first + begin)
 
 
 def copy_turned(source: np.ndarray, target: np.ndarray) -> None:
