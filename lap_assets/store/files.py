@@ -7,8 +7,9 @@ when it becomes visible is `publish.py`'s.
 import hashlib
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -20,11 +21,12 @@ from lap_assets.model.ids import check_name
 from lap_assets.model.image import MaskedImage
 from lap_assets.model.products import Member, Product
 from lap_assets.store import fits_format, table_format
-from lap_assets.store.fits_format import ImageHdu, MalformedFile
+from lap_assets.store.fits_format import FilePart, ImageHdu, MalformedFile
 from lap_assets.store.plane_passes import measure_plane
+from lap_assets.store.side_by_side import map_planes
 
 NOT_CONTENT = frozenset({"preview.png"})  # pictures for people: listed and hashed, but no part of the content
-_STRETCH = 1 << 24  # bytes after which the kernel is told to begin with writing them
+_STRETCH = 1 << 22  # bytes after which the kernel is told to begin with writing them
 _PNG = b"\x89PNG\r\n\x1a\n"
 
 
@@ -60,8 +62,9 @@ def check_members(product: Product, members: Mapping[str, Any], complete: bool =
     Raises
     ------
     PermanentFailure
-        A member the product table asks for is missing, one is not in it, planes are missing, differ in shape or are
-        not finite, columns are missing, or a type cannot be stored.
+        A member the product table asks for is missing, one is not in it, planes are missing or differ in shape,
+        columns are missing, or a type cannot be stored. Whether pixels are finite is looked at later, while they are
+        in the processor's cache.
     """
     known = {member.name: member for member in product.members}
     missing = [name for name, member in known.items() if name not in members and not member.optional]
@@ -102,27 +105,25 @@ def _check_planes(member: Member, value: Any) -> dict[str, ImageHdu]:
         if check_name(name, "plane") != name.upper():
             raise PermanentFailure(f"{member.name}: plane {name} must be written in capitals")
         hdus[name] = fits_format.prepare_plane(name, array, header)
-    arrays = {name: hdu.array for name, hdu in hdus.items()}
-    check_structure(member, arrays, {name: hdu.n_not_finite for name, hdu in hdus.items()})
+    check_structure(member, {name: hdu.array for name, hdu in hdus.items()})
     return hdus
 
 
-def check_structure(member: Member, arrays: Mapping[str, np.ndarray], not_finite: Mapping[str, int]) -> None:
-    """Raise `PermanentFailure` unless the planes of a FITS member are those of the product table and finite.
-
-    `not_finite` counts, for each plane, the pixels that are not.
-    """
+def check_structure(member: Member, arrays: Mapping[str, np.ndarray]) -> None:
+    """Raise `PermanentFailure` unless the planes of a FITS member are those of the product table."""
     missing = [name for name in member.planes if name not in arrays]
     if missing or not arrays:
         raise PermanentFailure(f"{member.name}: plane {', '.join(missing) or 'of any name'} is missing")
     shapes = {name: array.shape for name, array in arrays.items()}
     if member.planes and len(set(shapes.values())) > 1:
         raise PermanentFailure(f"{member.name}: planes differ in shape: {shapes}")
-    for name, array in arrays.items():
-        if not_finite[name]:
-            bad = np.argwhere(~np.isfinite(array))
-            where = ", ".join(str(int(i)) for i in bad[0])
-            raise PermanentFailure(f"{member.name}: plane {name} is not finite in {len(bad)} pixels, first [{where}]")
+
+
+def check_finite(member: str, name: str, array: np.ndarray, n_not_finite: int) -> None:
+    """Raise `PermanentFailure` if `n_not_finite` pixels of a plane of a member are not."""
+    if n_not_finite:
+        where = ", ".join(str(int(i)) for i in np.argwhere(~np.isfinite(array))[0])
+        raise PermanentFailure(f"{member}: plane {name} is not finite in {n_not_finite} pixels, first [{where}]")
 
 
 def _check_columns(member: Member, columns: Sequence[str]) -> None:
@@ -139,72 +140,76 @@ def compress_members(ready: Iterable[tuple[str, Any]]) -> Iterator[tuple[str, An
     variance = None
     for name, value in ready:
         if isinstance(value, dict):
+            _check_all_finite(name, value)  # what is not cannot be rounded
             variance = value["VAR"].array if name == "image.fits" and "VAR" in value else variance
             value = fits_format.compress_hdus(value, variance)
         yield name, value
 
 
-def write_member(path: Path, value: Any, provenance: Mapping[str, str]) -> MemberRecord:
-    """Write what `check_members` returned to a new file, fsynced, and hashed while it is written."""
-    if isinstance(value, dict):
-        return _write_planes(path, value, provenance)
-    if isinstance(value, pd.DataFrame):
-        data, content = table_format.encode_table(value)
-        return MemberRecord(path.name, *_write_file(path, data), content)
-    size, digest = _write_file(path, value)
-    return MemberRecord(path.name, size, digest, digest)
+def write_members(
+    folder: Path, values: Iterable[tuple[str, Any]], provenance: Mapping[str, str]
+) -> dict[str, MemberRecord]:
+    """Write what `check_members` returned to new files in `folder`, each hashed while it is written.
 
-
-def _write_file(path: Path, data: bytes) -> tuple[int, str]:
-    with path.open("xb", buffering=0) as stream:
-        _write_all(stream, data)
-        os.fsync(stream.fileno())
-    return len(data), hashlib.sha256(data).hexdigest()
-
-
-def _write_planes(path: Path, hdus: Mapping[str, Any], provenance: Mapping[str, str]) -> MemberRecord:
-    """Write a FITS member, every byte hashed once."""
-    # hashing costs more than all else: it is done in a thread of its own while this one writes
-    with ThreadPoolExecutor(1) as pool, path.open("xb", buffering=0) as stream:
-        writer = _HashingWriter(stream, pool)
-        parts = [writer.write(pieces) for pieces in fits_format.encode_hdus(hdus, provenance)]
-        os.fsync(stream.fileno())
-    return MemberRecord(path.name, writer.size, *fits_format.hash_written(hdus, parts))
-
-
-class _HashingWriter:
-    """Writes the parts of a file one after the other, each hashed by itself.
-
-    The kernel is told to begin with each stretch at once: at the end, fsync then waits for the last one only.
+    All are fsynced at the end: one is on its way to the disk while the next is encoded. They stay open until then, so
+    that no error of the disk is missed. Raises `PermanentFailure` for pixels that are not finite.
     """
-
-    def __init__(self, stream: BinaryIO, pool: Executor) -> None:
-        self.size = 0
-        self._stream, self._pool, self._begun = stream, pool, 0
-
-    def write(self, pieces: Iterable[bytes | memoryview]) -> bytes:
-        """Write pieces of which each is valid until the second one after it is asked for; returns their SHA-256."""
-        digest = hashlib.sha256()
-        hashed: Future[None] | None = None
-        for piece in pieces:
-            if hashed is not None:
-                hashed.result()  # one at a time, in order
-            hashed = self._pool.submit(digest.update, piece)
-            _write_all(self._stream, piece)
-            self.size += len(piece)
-            if self.size - self._begun >= _STRETCH:
-                stretch = self._begun, self.size - self._begun
-                os.posix_fadvise(self._stream.fileno(), *stretch, os.POSIX_FADV_DONTNEED)
-                self._begun = self.size
-        if hashed is not None:
-            hashed.result()
-        return digest.digest()
+    records, streams = {}, []
+    with ExitStack() as stack:
+        for name, value in values:
+            streams.append(stack.enter_context((folder / name).open("xb", buffering=0)))
+            records[name] = _write_member(streams[-1], name, value, provenance)
+        for stream in streams:
+            os.fsync(stream.fileno())
+    return records
 
 
-def _write_all(stream: BinaryIO, piece: bytes | memoryview) -> None:
-    view = memoryview(piece)
-    while view:
-        view = view[stream.write(view) :]
+def _write_member(stream: BinaryIO, name: str, value: Any, provenance: Mapping[str, str]) -> MemberRecord:
+    if isinstance(value, dict):
+        return _write_planes(stream, name, value, provenance)
+    data, content = table_format.encode_table(value) if isinstance(value, pd.DataFrame) else (value, "")
+    digest = _write_part(stream.fileno(), FilePart(len(data), lambda: [data]), 0).hex()
+    return MemberRecord(name, len(data), digest, content or digest)
+
+
+def _write_planes(stream: BinaryIO, name: str, hdus: Mapping[str, Any], provenance: Mapping[str, str]) -> MemberRecord:
+    """Write a FITS member, every byte hashed once."""
+    parts = list(fits_format.encode_hdus(hdus, provenance))
+    places, handle = [0, *accumulate(part.size for part in parts)], stream.fileno()
+    # the data first: their sums, which the headers hold, are taken while they are written
+    data = map_planes(
+        lambda k: _write_part(handle, parts[k], places[k]),
+        range(len(parts))[fits_format.DATA],
+        [part.size for part in parts[fits_format.DATA]],
+    )
+    _check_all_finite(name, hdus)
+    digests = [b"" if k % 3 == 2 else _write_part(handle, part, places[k]) for k, part in enumerate(parts)]
+    digests[fits_format.DATA] = data
+    return MemberRecord(name, places[-1], *fits_format.hash_written(hdus, digests))
+
+
+def _check_all_finite(member: str, hdus: Mapping[str, Any]) -> None:
+    for name, hdu in hdus.items():
+        if isinstance(hdu, ImageHdu):
+            check_finite(member, name, hdu.array, hdu.n_not_finite)
+
+
+def _write_part(handle: int, part: FilePart, place: int) -> bytes:
+    """Write a part of a file where it belongs, piece by piece while each is in the processor's cache; its SHA-256.
+
+    The kernel is told to begin with each stretch at once: fsync then waits for the last ones only.
+    """
+    digest, begun = hashlib.sha256(), place
+    for piece in part:
+        digest.update(piece)
+        view = memoryview(piece)
+        while view:
+            count = os.pwrite(handle, view, place)
+            view, place = view[count:], place + count
+        if place - begun >= _STRETCH:
+            os.posix_fadvise(handle, begun, place - begun, os.POSIX_FADV_DONTNEED)
+            begun = place
+    return digest.digest()
 
 
 def combine_members(records: Iterable[MemberRecord]) -> str:
@@ -286,8 +291,9 @@ def decode_content(stream: BinaryIO, name: str, member: Member | None, hashed: M
     if kind == ".fits":
         arrays, content = fits_format.hash_decoded(stream, hashed)
         if member:
-            not_finite = {name: measure_plane(array)[1] for name, array in arrays.items()}
-            _as_malformed(check_structure, member, arrays, not_finite)
+            _as_malformed(check_structure, member, arrays)
+            for plane, array in arrays.items():
+                _as_malformed(check_finite, member.name, plane, array, measure_plane(array)[1])
         return content
     data = stream.read()
     if kind == ".parquet":

@@ -7,9 +7,11 @@ them). Planes are written as they are, or as compressed images (`fits_tiles.py`)
 
 import hashlib
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
+from io import BytesIO
 from typing import BinaryIO
 
 import numpy as np
@@ -24,86 +26,130 @@ from lap_assets.store.fits_headers import (
     MalformedFile,
     encode_header,
     fold_sum,
-    make_image_header,
+    measure_header,
+    parse_cards,
     parse_header,
     read_header,
     read_structure,
     select_content,
+    select_for_readers,
+    select_wcs,
     select_wcs_cards,
-    strip_header,
+    write_card,
+    write_content,
+    write_image_cards,
 )
 from lap_assets.store.fits_tiles import TiledHdu
-from lap_assets.store.plane_passes import copy_turned, measure_plane, turn_and_sum
+from lap_assets.store.plane_passes import choose_turn, copy_turned, measure_plane
+from lap_assets.store.side_by_side import map_planes
 
 __all__ = ["BLOCK", "MalformedFile", "select_wcs_cards"]
 
 Plane = tuple[np.ndarray, fits.Header]
+Reader = Callable[[memoryview, int], int]  # (memory to fill, first byte in the file) -> bytes read
 
 PIECE = 1 << 18  # bytes read and turned round at a time: stays in the processor's cache
-_WRITTEN = 1 << 20  # bytes turned round at a time on the way out, where a thread is asked to hash each
-N_BUFFERS = 2  # pieces that are valid at a time
+DATA = slice(2, None, 3)  # of the parts of a file, those that are the data of a plane
+_WRITTEN = 1 << 19  # bytes turned round, hashed and written at a time
 
 
-@dataclass(frozen=True)
+@dataclass
 class ImageHdu:
     """A plane ready to be written as it is.
+
+    What is known only from looking at its pixels, `datasum` and `n_not_finite`, is found while they are written, or
+    when it is asked for.
 
     Attributes
     ----------
     name : str
     array : array in the machine's byte order, contiguous
-    header : fits.Header
-        Of the HDU, without checksums.
-    datasum : int
-    n_not_finite : int
-        Pixels that are NaN or infinite.
+    content : str
+        Text of the cards that are content.
     """
 
     name: str
     array: np.ndarray
-    header: fits.Header
-    datasum: int
-    n_not_finite: int
+    content: str
+    _measured: tuple[int, int] | None = None
+
+    @property
+    def datasum(self) -> int:
+        return fold_sum(self._measure()[0])
+
+    @property
+    def n_not_finite(self) -> int:
+        """Pixels that are NaN or infinite."""
+        return self._measure()[1]
+
+    def _measure(self) -> tuple[int, int]:
+        if self._measured is None:
+            self._measured = measure_plane(self.array)
+        return self._measured
 
     @property
     def size(self) -> int:
         return self.array.nbytes
 
+    @property
+    def cards(self) -> str:
+        """Text of the header of the HDU, without checksums."""
+        return write_image_cards(self.name, self.array.dtype, self.array.shape) + self.content
+
     def make_digest(self, data: bytes) -> bytes:
         """Digest of the plane, from the SHA-256 of its bytes in the file."""
-        return digest_plane(self.name, self.array.dtype, self.array.shape, self.header, data)
+        return digest_plane(self.name, self.array.dtype, self.array.shape, self.content, data)
 
     def make_pieces(self) -> Iterator[memoryview]:
-        """The big-endian bytes; the last `N_BUFFERS` pieces are valid."""
+        """The big-endian bytes; a piece is valid until the next one is asked for."""
         flat = self.array.reshape(-1)
         step = _WRITTEN // flat.itemsize
-        buffers = [np.empty(min(flat.size, step), flat.dtype) for _ in range(min(N_BUFFERS, -(-flat.size // step)))]
-        for i, start in enumerate(range(0, flat.size, step)):
+        buffer = np.empty(min(flat.size, step), flat.dtype)
+        total, n_not_finite = 0, 0
+        for start in range(0, flat.size, step):
             piece = flat[start : start + step]
-            out = buffers[i % N_BUFFERS][: piece.size]
+            found = measure_plane(piece, start)
+            total, n_not_finite = total + found[0], n_not_finite + found[1]
+            out = buffer[: piece.size]
             copy_turned(piece, out)
             yield memoryview(out).cast("B")
+        self._measured = total, n_not_finite
+
+
+@dataclass(frozen=True)
+class FilePart:
+    """A part of a file that has a SHA-256 of its own; its bytes are made as one iterates, each piece valid until the
+    next.
+    """
+
+    size: int
+    make_pieces: Callable[[], Iterable[bytes | memoryview]]
+
+    def __iter__(self) -> Iterator[bytes | memoryview]:
+        return iter(self.make_pieces())
 
 
 # ---- to bytes
 
 
-def planes_of_image(image: MaskedImage) -> dict[str, Plane]:
-    """Planes SCI, MASK, VAR and further ones of an image; its header goes to SCI, its WCS to all."""
-    wcs = select_wcs_cards(image.header)
-    unit = image.header.get("BUNIT")
-    variance_header = wcs.copy()
-    if unit:
-        variance_header["BUNIT"] = f"({unit})2"
-    mask_header = wcs.copy()
-    for bit in Mask:
-        mask_header[f"MB{bit.bit_length() - 1:02d}"] = (bit.name, "name of this mask bit")
+def planes_of_image(image: MaskedImage) -> dict[str, tuple[np.ndarray, str]]:
+    """Planes SCI, MASK, VAR and further ones of an image, each with its content cards as text; the image's header goes
+    to SCI, its WCS to all.
+    """
+    content, unit = write_content(image.header), image.header.get("BUNIT")
+    wcs = select_wcs(content)
     planes = {
-        "SCI": (image.sci, image.header),
-        "MASK": (image.mask, mask_header),
-        "VAR": (image.var, variance_header),
+        "SCI": (image.sci, content),
+        "MASK": (image.mask, wcs + _write_mask_bits()),
+        "VAR": (image.var, wcs + (write_card("BUNIT", f"({unit})2") if unit else "")),
     }
-    return planes | {name: (plane, wcs.copy()) for name, plane in image.planes.items()}
+    return planes | {name: (plane, wcs) for name, plane in image.planes.items()}
+
+
+@cache
+def _write_mask_bits() -> str:
+    cards = ((f"MB{bit.bit_length() - 1:02d}", str(bit.name)) for bit in Mask)
+    return "".join(write_card(key, name, "name of this mask bit") for key, name in cards)
 
 
 def image_of_planes(planes: Mapping[str, Plane]) -> MaskedImage:
@@ -114,11 +160,12 @@ def image_of_planes(planes: Mapping[str, Plane]) -> MaskedImage:
     return MaskedImage(sci=sci, mask=mask, var=var, header=header, planes=arrays)
 
 
-def prepare_plane(name: str, array: np.ndarray, header: fits.Header) -> ImageHdu:
-    """A plane ready to be written; raises `PermanentFailure` for types FITS does not have."""
-    array = normalise_plane(name, array)
-    total, n_not_finite = measure_plane(array)
-    return ImageHdu(name, array, make_image_header(name, array, header), fold_sum(total), n_not_finite)
+def prepare_plane(name: str, array: np.ndarray, header: fits.Header | str) -> ImageHdu:
+    """A plane ready to be written; raises `PermanentFailure` for types and cards FITS does not have.
+
+    Of `header`, or its text, the cards that are content count.
+    """
+    return ImageHdu(name, normalise_plane(name, array), write_content(header))
 
 
 def normalise_plane(name: str, array: np.ndarray) -> np.ndarray:
@@ -139,15 +186,16 @@ def compress_hdus(hdus: Mapping[str, ImageHdu], variance: np.ndarray | None) -> 
     values are too far apart.
     """
     noise = hdus["VAR"].array if "VAR" in hdus else variance
-    compressed: dict[str, ImageHdu | TiledHdu] = {}
-    for name, hdu in hdus.items():
-        steps = _choose_steps(hdu, noise) if hdu.array.dtype.kind == "f" else None
-        made = None
-        if fits_tiles.can_compress(hdu.array, steps):
-            seal = partial(digest_plane, name, hdu.array.dtype, hdu.array.shape, hdu.header)
-            made = fits_tiles.compress_plane(name, hdu.array, hdu.header, seal, steps)
-        compressed[name] = made or hdu
-    return compressed
+    made = map_planes(partial(_compress_hdu, noise=noise), list(hdus.values()), [hdu.size for hdu in hdus.values()])
+    return dict(zip(hdus, made, strict=True))
+
+
+def _compress_hdu(hdu: ImageHdu, noise: np.ndarray | None) -> ImageHdu | TiledHdu:
+    steps = _choose_steps(hdu, noise) if hdu.array.dtype.kind == "f" else None
+    if not fits_tiles.can_compress(hdu.array, steps):
+        return hdu
+    seal = partial(digest_plane, hdu.name, hdu.array.dtype, hdu.array.shape, hdu.content)
+    return fits_tiles.compress_plane(hdu.name, hdu.array, hdu.content, seal, steps) or hdu
 
 
 def _choose_steps(hdu: ImageHdu, noise: np.ndarray | None) -> np.ndarray | None:
@@ -158,12 +206,8 @@ def _choose_steps(hdu: ImageHdu, noise: np.ndarray | None) -> np.ndarray | None:
     return choose(noise)
 
 
-def encode_hdus(
-    hdus: Mapping[str, ImageHdu | TiledHdu], provenance: Mapping[str, str]
-) -> Iterator[Iterable[bytes | memoryview]]:
+def encode_hdus(hdus: Mapping[str, ImageHdu | TiledHdu], provenance: Mapping[str, str]) -> Iterator[FilePart]:
     """Yield the parts of the file in order: the header of the primary HDU; header, data and padding of each plane.
-
-    Each comes piece by piece; the last `N_BUFFERS` pieces are valid.
 
     Parameters
     ----------
@@ -171,12 +215,13 @@ def encode_hdus(
     provenance : mapping of keyword to value
         Cards of the primary HDU; no part of the content hash.
     """
-    primary = fits.Header([("SIMPLE", True), ("BITPIX", 8), ("NAXIS", 0), ("EXTEND", True), *provenance.items()])
-    yield [encode_header(primary, 0)]
+    primary = [("SIMPLE", True), ("BITPIX", 8), ("NAXIS", 0), ("EXTEND", True), *provenance.items()]
+    first = encode_header("".join(write_card(*card) for card in primary), 0)
+    yield FilePart(len(first), lambda: [first])
     for hdu in hdus.values():
-        yield [encode_header(hdu.header.copy(), hdu.datasum)]
-        yield hdu.make_pieces()
-        yield [bytes(-hdu.size % BLOCK)]
+        yield FilePart(measure_header(hdu.cards), lambda hdu=hdu: [encode_header(hdu.cards, hdu.datasum)])
+        yield FilePart(hdu.size, hdu.make_pieces)
+        yield FilePart(-hdu.size % BLOCK, lambda hdu=hdu: [bytes(-hdu.size % BLOCK)])
 
 
 def hash_written(hdus: Mapping[str, ImageHdu | TiledHdu], parts: Sequence[bytes]) -> tuple[str, str]:
@@ -184,17 +229,16 @@ def hash_written(hdus: Mapping[str, ImageHdu | TiledHdu], parts: Sequence[bytes]
 
     `parts` holds the SHA-256 of each part, in the order of `encode_hdus`.
     """
-    planes = [hdu.make_digest(data) for hdu, data in zip(hdus.values(), parts[2::3], strict=True)]
+    planes = [hdu.make_digest(data) for hdu, data in zip(hdus.values(), parts[DATA], strict=True)]
     return _combine_digests(parts), _combine_digests(planes)
 
 
-def digest_plane(name: str, dtype: np.dtype, shape: tuple[int, ...], header: fits.Header | str, pixels: bytes) -> bytes:
+def digest_plane(name: str, dtype: np.dtype, shape: tuple[int, ...], content: str, pixels: bytes) -> bytes:
     """Digest of a plane: name, type, shape, the cards that say what it is, and the SHA-256 of its big-endian pixels.
 
     These are the bytes of a plane that is written as it is: they are hashed once, for its content and for the file.
     """
-    text = header if isinstance(header, str) else header.tostring(endcard=False, padding=False)
-    facts = f"{name} {dtype.str[1:]} {shape}\n{select_content(text)}\n"
+    facts = f"{name} {dtype.str[1:]} {shape}\n{content}\n"
     return hashlib.sha256(facts.encode("ascii") + pixels).digest()
 
 
@@ -215,12 +259,26 @@ def decode_planes(
     MalformedFile
         The file ends early, an HDU is not what its checksums say, or one of `names` or `needed` is missing.
     """
-    planes: dict[str, Plane] = {}
-    seen = set()
+    found = _read_planes(stream, names, needed)
+    return {name: (array, plane.make_header()) for name, (plane, array) in found.items()}
+
+
+def decode_image(stream: BinaryIO, names: tuple[str, ...] | None = None, needed: tuple[str, ...] = ()) -> MaskedImage:
+    """As `decode_planes`, put together as `image_of_planes` does it: of one header only more than the text is read."""
+    found = _read_planes(stream, names, needed)
+    first = next((name for name in ("SCI", *found) if name in found), None)
+    headers = {name: plane.make_header() if name == first else fits.Header() for name, (plane, _) in found.items()}
+    return image_of_planes({name: (array, headers[name]) for name, (_, array) in found.items()})
+
+
+def _read_planes(
+    stream: BinaryIO, names: tuple[str, ...] | None, needed: tuple[str, ...]
+) -> dict[str, tuple["PlaneInFile", np.ndarray]]:
+    planes, seen = {}, set()
     for found, array in _read_hdus(stream, names):
         seen.add(found.name)
         if array is not None:
-            planes[found.name] = (array, strip_header(found.header))
+            planes[found.name] = (found, array)
     missing = [name for name in (*(names or ()), *needed) if name not in seen]
     if missing:
         raise MalformedFile(f"no HDU {', '.join(missing)}")
@@ -231,7 +289,7 @@ def decode_first_header(stream: BinaryIO) -> fits.Header:
     """Header of the first image plane, without reading any pixels."""
     for found in find_planes(stream):
         if found.name:
-            return strip_header(found.header)
+            return found.make_header()
     raise MalformedFile("there is no image HDU")
 
 
@@ -276,7 +334,7 @@ def hash_decoded(stream: BinaryIO, data: Mapping[str, bytes]) -> tuple[dict[str,
         if array is not None:
             arrays[found.name] = array
             pixels = fits_tiles.hash_pixels(array) if found.tiling else data[found.name]
-            digests.append(digest_plane(found.name, found.dtype, found.shape, found.text, pixels))
+            digests.append(digest_plane(found.name, found.dtype, found.shape, select_content(found.text), pixels))
     return arrays, _combine_digests(digests)
 
 
@@ -285,16 +343,17 @@ def find_planes(stream: BinaryIO) -> Iterator["PlaneInFile"]:
     seen: set[str] = set()
     while block := stream.read(BLOCK):
         text, datasum = read_header(stream, block)
-        header, tiling = parse_header(text), None
-        if seen and fits_tiles.is_tiled(header):
-            tiling = fits_tiles.read_tiling(header)
-            header = fits_tiles.restore_header(header, tiling)
-        name, dtype, shape = read_structure(header, primary=not seen)
+        cards, tiling = parse_cards(text), None
+        if seen and fits_tiles.is_tiled(cards):
+            tiling = fits_tiles.read_tiling(cards)
+            name, dtype, shape = tiling.name, tiling.dtype, tiling.shape
+        else:
+            name, dtype, shape = read_structure(cards, primary=not seen)
         if name in seen:
             raise MalformedFile(f"two HDUs called {name or 'PRIMARY'}")
         seen.add(name)
         size = tiling.size if tiling else math.prod(shape) * dtype.itemsize if shape else 0
-        found = PlaneInFile(name, header, text, datasum, dtype, shape, stream.tell(), size, tiling)
+        found = PlaneInFile(name, text, datasum, dtype, shape, stream.tell(), size, tiling)
         yield found
         stream.seek(found.offset + size + -size % BLOCK)
     if not seen:
@@ -309,8 +368,6 @@ class PlaneInFile:
     ----------
     name : str
         Empty for the primary HDU.
-    header : fits.Header
-        That of the image HDU, also where the plane is compressed.
     text : str
         The header as it stands in the file.
     datasum : int
@@ -323,7 +380,6 @@ class PlaneInFile:
     """
 
     name: str
-    header: fits.Header
     text: str
     datasum: int
     dtype: np.dtype
@@ -332,50 +388,70 @@ class PlaneInFile:
     size: int
     tiling: fits_tiles.Tiling | None
 
-
-def _read_hdus(stream: BinaryIO, names: tuple[str, ...] | None) -> Iterator[tuple["PlaneInFile", np.ndarray | None]]:
-    """Yield each HDU and its array, which is None for the primary and unwanted ones."""
-    for found in find_planes(stream):
-        array = None
-        if found.shape and (names is None or found.name in names):
-            _check_remaining(stream, found)
-            array = _read_array(stream, found) if found.tiling is None else _read_tiled(stream, found, found.tiling)
-        yield found, array
+    def make_header(self) -> fits.Header:
+        """Header of the plane for its readers, also where it is compressed: content and shape."""
+        text = fits_tiles.restore_cards(self.text, self.tiling) if self.tiling else self.text
+        return parse_header(select_for_readers(text))
 
 
-def _read_array(stream: BinaryIO, found: PlaneInFile) -> np.ndarray:
+def _read_hdus(stream: BinaryIO, names: tuple[str, ...] | None) -> list[tuple["PlaneInFile", np.ndarray | None]]:
+    """Each HDU and its array, which is None for the primary and unwanted ones."""
+    found = list(find_planes(stream))
+    wanted = [one for one in found if one.shape and (names is None or one.name in names)]
+    for one in wanted:
+        _check_remaining(stream, one)
+    arrays = map_planes(partial(_read_plane, _make_reader(stream)), wanted, [one.size for one in wanted])
+    read = dict(zip((one.name for one in wanted), arrays, strict=True))
+    return [(one, read.get(one.name)) for one in found]
+
+
+def _make_reader(stream: BinaryIO) -> Reader:
+    """Reads a stretch of a stream, whatever other threads read of it meanwhile."""
+    if not isinstance(stream, BytesIO):
+        return lambda view, place: os.preadv(stream.fileno(), [view], place)
+
+    def read(view: memoryview, place: int) -> int:
+        piece = stream.getbuffer()[place : place + len(view)]
+        view[: len(piece)] = piece
+        return len(piece)
+
+    return read
+
+
+def _read_plane(read: Reader, found: PlaneInFile) -> np.ndarray:
+    array = _read_array(read, found) if found.tiling is None else _read_tiled(read, found, found.tiling)
+    padding = bytearray(-found.size % BLOCK)
+    _read_exactly(read, memoryview(padding), found.offset + found.size, found.name)
+    if any(padding):
+        raise MalformedFile(f"HDU {found.name} is not padded with zeros")
+    return array
+
+
+def _read_array(read: Reader, found: PlaneInFile) -> np.ndarray:
     """The pixels, turned round and summed while they are in the processor's cache."""
     array = np.empty(math.prod(found.shape), dtype=found.dtype)
-    step, total = PIECE // array.itemsize, 0
-    for first in range(0, array.size, step):
-        piece = array[first : first + step]
-        _read_exactly(stream, memoryview(piece).cast("B"), found.name)
-        total += turn_and_sum(piece, first)
-    _read_padding(stream, found)
+    whole, turn, size = memoryview(array).cast("B"), choose_turn(array), array.itemsize
+    step, total = PIECE // size, 0
+    for begin in range(0, array.size, step):
+        _read_exactly(read, whole[begin * size : (begin + step) * size], found.offset + begin * size, found.name)
+        total += turn(begin, begin + step)
     if fold_sum(total) != found.datasum:
         raise MalformedFile(f"HDU {found.name}: the data differ from DATASUM")
     return array.reshape(found.shape)
 
 
-def _read_tiled(stream: BinaryIO, found: PlaneInFile, tiling: fits_tiles.Tiling) -> np.ndarray:
+def _read_tiled(read: Reader, found: PlaneInFile, tiling: fits_tiles.Tiling) -> np.ndarray:
     data = np.zeros(found.size + fits_tiles.count_spare(tiling), np.uint8)
-    _read_exactly(stream, memoryview(data)[: found.size], found.name)
-    _read_padding(stream, found)
+    _read_exactly(read, memoryview(data)[: found.size], found.offset, found.name)
     return fits_tiles.decompress_plane(tiling, data, found.datasum)
 
 
-def _read_exactly(stream: BinaryIO, view: memoryview, name: str) -> None:
+def _read_exactly(read: Reader, view: memoryview, place: int, name: str) -> None:
     while view:
-        count = stream.readinto(view)
+        count = read(view, place)
         if not count:
-            raise MalformedFile(f"the file ends within HDU {name}")
-        view = view[count:]
-
-
-def _read_padding(stream: BinaryIO, found: PlaneInFile) -> None:
-    padding = bytes(-found.size % BLOCK)
-    if stream.read(len(padding)) != padding:
-        raise MalformedFile(f"HDU {found.name} is cut short or not padded with zeros")
+            raise MalformedFile(f"the file ends within HDU {name} or its padding")
+        view, place = view[count:], place + count
 
 
 def _check_remaining(stream: BinaryIO, found: PlaneInFile) -> None:

@@ -1,11 +1,15 @@
 """Headers of the store's FITS files: which cards are content, the checksums of an HDU, what a header says of its data.
 
 Every HDU carries DATASUM and CHECKSUM, so that reading detects a flipped bit at the price of one pass over the data.
-The data themselves are `fits_format.py`'s and `fits_tiles.py`'s.
+Headers are text here, cards of 80 characters one after the other: astropy's headers, which callers give and get, take
+as long to build as a plane of a million pixels to write. The data themselves are `fits_format.py`'s and
+`fits_tiles.py`'s.
 """
 
 import re
-from typing import BinaryIO
+from collections.abc import Iterator, Mapping
+from functools import lru_cache
+from typing import Any, BinaryIO
 
 import numpy as np
 from astropy.io import fits
@@ -31,6 +35,10 @@ _WCS = re.compile(
 )
 
 
+_STRING = re.compile(r"'((?:[^']|'')*)'")
+_CARD = 80
+
+
 class MalformedFile(Exception):
     """A file is not what its format asks for; the readers above add product, path and the cure."""
 
@@ -40,40 +48,74 @@ def select_wcs_cards(header: fits.Header) -> fits.Header:
     return fits.Header([card for card in header.cards if _WCS.fullmatch(card.keyword)])
 
 
+def split_cards(text: str) -> Iterator[tuple[str, str]]:
+    """Keyword and card of each 80 characters of a header."""
+    for i in range(0, len(text), _CARD):
+        yield text[i : i + 8].rstrip(), text[i : i + _CARD]
+
+
 def select_content(text: str) -> str:
     """The cards of a header, given as its text, that say what the data are: those that count in the content hash."""
-    cards = (text[i : i + 80] for i in range(0, len(text), 80))
-    return "".join(card for card in cards if not STRUCTURAL.fullmatch(card[:8].strip()))
+    return "".join(card for keyword, card in split_cards(text) if not STRUCTURAL.fullmatch(keyword))
 
 
-def make_image_header(name: str, array: np.ndarray, header: fits.Header) -> fits.Header:
-    """Header of the image HDU called `name`: what describes the array, then the cards of `header` that are content."""
-    cards = [("XTENSION", "IMAGE"), ("BITPIX", BITPIX[array.dtype.str[1:]]), ("NAXIS", array.ndim)]
-    cards += [(f"NAXIS{i}", n) for i, n in enumerate(reversed(array.shape), start=1)]
+def select_wcs(text: str) -> str:
+    """The cards of a header, given as its text, that make up its world coordinate system."""
+    return "".join(card for keyword, card in split_cards(text) if _WCS.fullmatch(keyword))
+
+
+def select_for_readers(text: str) -> str:
+    """The content cards and NAXISn, which tell a WCS the shape."""
+    kept = (c for k, c in split_cards(text) if k.startswith("NAXIS") or not STRUCTURAL.fullmatch(k))
+    return "".join(kept)
+
+
+@lru_cache(maxsize=1024, typed=True)
+def write_card(keyword: str, value: bool | int | str, comment: str = "") -> str:
+    """Text of a card; many planes have the same."""
+    return str(fits.Card(keyword, value, comment))
+
+
+def write_content(header: fits.Header | str) -> str:
+    """Text of the cards of `header` that are content; raises `PermanentFailure` where one cannot be written."""
+    if isinstance(header, str):
+        return select_content(header)
+    try:
+        text = "".join(str(card) for card in header.cards if not STRUCTURAL.fullmatch(card.keyword))
+        text.encode("ascii")
+    except (ValueError, VerifyError) as error:
+        raise PermanentFailure(f"a header card cannot be written to FITS: {error}") from None
+    return text
+
+
+def write_image_cards(name: str, dtype: np.dtype, shape: tuple[int, ...]) -> str:
+    """Text of the cards that describe the array of the image HDU called `name`."""
+    cards: list[tuple[str, bool | int | str]] = [("XTENSION", "IMAGE"), ("BITPIX", BITPIX[dtype.str[1:]])]
+    cards += [("NAXIS", len(shape)), *((f"NAXIS{i}", int(n)) for i, n in enumerate(reversed(shape), start=1))]
     cards += [("PCOUNT", 0), ("GCOUNT", 1), ("EXTNAME", name)]
-    kept = [card for card in header.cards if not STRUCTURAL.fullmatch(card.keyword)]
-    return fits.Header([*cards, *kept])
-
-
-def strip_header(header: fits.Header) -> fits.Header:
-    """The header without structural cards, but with NAXISn, which tell a WCS the shape."""
-    kept = (c for c in header.cards if c.keyword.startswith("NAXIS") or not STRUCTURAL.fullmatch(c.keyword))
-    return fits.Header(list(kept))
+    return "".join(write_card(*card) for card in cards)
 
 
 # ---- checksums (FITS standard 4.0, section 4.4.2.7 and appendix J)
 
 
-def encode_header(header: fits.Header, datasum: int) -> bytes:
+def encode_header(header: fits.Header | str, datasum: int) -> bytes:
     """The header as bytes, with DATASUM and CHECKSUM; raises `PermanentFailure` where a card cannot be written."""
-    header["CHECKSUM"] = "0" * 16
-    header["DATASUM"] = str(datasum)
+    blank = write_card("CHECKSUM", "0" * 16)
     try:
-        text = header.tostring().encode("ascii")
+        cards = header if isinstance(header, str) else header.tostring(endcard=False, padding=False)
+        text = cards + blank + str(fits.Card("DATASUM", str(datasum))) + "END".ljust(_CARD)
+        data = text.ljust(measure_header(cards)).encode("ascii")
     except (ValueError, VerifyError) as error:
         raise PermanentFailure(f"a header card cannot be written to FITS: {error}") from None
-    total = fold_sum(_sum_bytes(text) + datasum)
-    return text.replace(b"CHECKSUM= '0000000000000000'", b"CHECKSUM= '" + _encode_sum(~total & 0xFFFFFFFF) + b"'")
+    place, total = len(cards), fold_sum(_sum_bytes(data) + datasum)
+    sealed = blank.encode().replace(b"0" * 16, _encode_sum(~total & 0xFFFFFFFF))
+    return data[:place] + sealed + data[place + _CARD :]
+
+
+def measure_header(cards: str) -> int:
+    """Bytes of the header that `encode_header` makes of these cards."""
+    return -(-(len(cards) + 3 * _CARD) // BLOCK) * BLOCK
 
 
 def _encode_sum(value: int) -> bytes:
@@ -131,6 +173,31 @@ def read_header(stream: BinaryIO, block: bytes) -> tuple[str, int]:
         raise MalformedFile("a header holds bytes that are not ASCII") from None
 
 
+def parse_cards(text: str) -> dict[str, Any]:
+    """Values of the cards of a header by keyword, the first of each; raises `MalformedFile`.
+
+    Only what the store itself looks at is read so: what describes data.
+    """
+    values: dict[str, Any] = {}
+    for keyword, card in split_cards(text):
+        if keyword not in values and card[8:10] == "= " and STRUCTURAL.fullmatch(keyword):
+            values[keyword] = _parse_value(card[10:])
+    return values
+
+
+def _parse_value(field: str) -> bool | int | float | str:
+    field = field.strip()
+    if text := _STRING.match(field):
+        return text[1].replace("''", "'").rstrip()
+    number = field.partition("/")[0].strip()
+    if number in ("T", "F"):
+        return number == "T"
+    try:
+        return int(number) if number.lstrip("+-").isdigit() else float(number)
+    except ValueError:
+        raise MalformedFile(f"unreadable header: {field[:40]!r} is no value") from None
+
+
 def parse_header(text: str) -> fits.Header:
     """The header with this text; raises `MalformedFile`."""
     try:
@@ -139,17 +206,17 @@ def parse_header(text: str) -> fits.Header:
         raise MalformedFile(f"unreadable header: {error}") from None
 
 
-def read_structure(header: fits.Header, primary: bool) -> tuple[str, np.dtype, tuple[int, ...]]:
+def read_structure(cards: Mapping[str, Any], primary: bool) -> tuple[str, np.dtype, tuple[int, ...]]:
     """Name, type and shape of an image HDU; shape () for an empty primary. Raises `MalformedFile`."""
     try:
-        first, value = header.cards[0].keyword, header.cards[0].value
+        first, value = next(iter(cards.items()))
         if (first, value) != (("SIMPLE", True) if primary else ("XTENSION", "IMAGE")):
             raise MalformedFile(f"an HDU begins with {first} = {value!r}")
-        naxis = int(header["NAXIS"])
-        shape = tuple(int(header[f"NAXIS{i}"]) for i in range(naxis, 0, -1))
-        dtype = DTYPES[int(header["BITPIX"])]
-        name = "" if primary else str(header["EXTNAME"])
-    except (KeyError, ValueError, IndexError, TypeError, VerifyError) as error:
+        naxis = int(cards["NAXIS"])
+        shape = tuple(int(cards[f"NAXIS{i}"]) for i in range(naxis, 0, -1))
+        dtype = DTYPES[int(cards["BITPIX"])]
+        name = "" if primary else str(cards["EXTNAME"])
+    except (KeyError, ValueError, StopIteration, TypeError) as error:
         raise MalformedFile(f"a header lacks what describes its data: {error}") from None
     if bool(shape) is primary or any(n <= 0 for n in shape):
         raise MalformedFile(f"HDU {name or 'PRIMARY'} has the shape {shape}")

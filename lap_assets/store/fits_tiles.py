@@ -7,16 +7,23 @@ Compressed images of others are `pipeline/frame_rows.py`'s.
 """
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from astropy.io import fits
-from astropy.io.fits.verify import VerifyError
 
 from lap_assets.store import rice
-from lap_assets.store.fits_headers import DTYPES, MalformedFile, fold_sum, make_image_header, select_wcs_cards
+from lap_assets.store.fits_headers import (
+    BITPIX,
+    DTYPES,
+    MalformedFile,
+    fold_sum,
+    select_content,
+    select_wcs,
+    write_card,
+    write_image_cards,
+)
 from lap_assets.store.plane_passes import sum_pixels
 from lap_assets.store.quantisation import quantise_rows, restore_rows
 
@@ -35,8 +42,8 @@ class TiledHdu:
 
     Attributes
     ----------
-    header : fits.Header
-        Of the table, without checksums.
+    cards : str
+        Of the header of the table, without checksums.
     data : (m,) uint8
         Table and compressed rows.
     datasum : int
@@ -44,7 +51,7 @@ class TiledHdu:
         Digest of the decoded plane (`fits_format.digest_plane`).
     """
 
-    header: fits.Header
+    cards: str
     data: np.ndarray
     datasum: int
     digest: bytes
@@ -80,14 +87,14 @@ def can_compress(array: np.ndarray, steps: np.ndarray | None) -> bool:
 
 
 def compress_plane(
-    name: str, array: np.ndarray, header: fits.Header, seal: Callable[[bytes], bytes], steps: np.ndarray | None
+    name: str, array: np.ndarray, content: str, seal: Callable[[bytes], bytes], steps: np.ndarray | None
 ) -> TiledHdu | None:
     """Compress a plane that `can_compress` allows.
 
     Parameters
     ----------
-    header : fits.Header
-        Content cards.
+    content : str
+        Cards that are content.
     seal : callable
         Makes the digest of the plane of the SHA-256 of the decoded pixels.
     steps : (ny,) float64, optional
@@ -98,7 +105,7 @@ def compress_plane(
     TiledHdu or None
         None: the plane has to stay as it is, since its values are too far apart for the steps.
     """
-    seed, pieces, digest = choose_seed(name, header), [], hashlib.sha256()
+    seed, pieces, digest = choose_seed(name, content), [], hashlib.sha256()
     table = np.zeros(len(array), _PLAIN if steps is None else _SCALED)
     for first in range(0, len(array), _BAND):
         here = slice(first, first + _BAND)
@@ -119,14 +126,13 @@ def compress_plane(
         return None
     table["start"] = starts[:-1]
     whole = np.concatenate([table.view(np.uint8), *pieces])
-    made = _make_table_header(name, array, header, table, seed)
-    made["PCOUNT"] = int(starts[-1])
-    return TiledHdu(made, whole, _sum_data(whole), seal(digest.digest()))
+    cards = _write_table_cards(name, array, table, int(starts[-1]), seed) + content
+    return TiledHdu(cards, whole, _sum_data(whole), seal(digest.digest()))
 
 
-def choose_seed(name: str, header: fits.Header) -> int:
+def choose_seed(name: str, cards: str) -> int:
     """Seed of a plane's dither, 1 to 10000, from its name and its place on the sky."""
-    text = name + select_wcs_cards(header).tostring(endcard=False, padding=False)
+    text = name + select_wcs(cards)
     return 1 + int.from_bytes(hashlib.sha256(text.encode("ascii")).digest()[:8]) % 10_000
 
 
@@ -147,42 +153,41 @@ def _sum_data(data: np.ndarray) -> int:
     return fold_sum(sum_pixels(words.astype(np.uint32)))
 
 
-def _make_table_header(name: str, array: np.ndarray, header: fits.Header, table: np.ndarray, seed: int) -> fits.Header:
-    """Header of the table (section 10.1.1); PCOUNT is filled in by the caller."""
-    image = make_image_header(name, array, header)
+def _write_table_cards(name: str, array: np.ndarray, table: np.ndarray, n_heap: int, seed: int) -> str:
+    """Cards that describe the table (section 10.1.1)."""
     columns = [("COMPRESSED_DATA", f"1PB({int(table['size'].max())})"), ("ZSCALE", "1D"), ("ZZERO", "1D")]
     columns = columns[: len(table.dtype.names) - 1]
     cards: list[Any] = [("XTENSION", "BINTABLE"), ("BITPIX", 8), ("NAXIS", 2), ("NAXIS1", table.itemsize)]
-    cards += [("NAXIS2", len(table)), ("PCOUNT", 0), ("GCOUNT", 1), ("TFIELDS", len(columns))]
+    cards += [("NAXIS2", len(table)), ("PCOUNT", n_heap), ("GCOUNT", 1), ("TFIELDS", len(columns))]
     for i, (column, form) in enumerate(columns, start=1):
         cards += [(f"TTYPE{i}", column), (f"TFORM{i}", form)]
-    cards += [("ZIMAGE", True), ("ZTENSION", "IMAGE"), ("ZBITPIX", image["BITPIX"]), ("ZNAXIS", 2)]
+    kind = array.dtype.str[1:]
+    cards += [("ZIMAGE", True), ("ZTENSION", "IMAGE"), ("ZBITPIX", BITPIX[kind]), ("ZNAXIS", 2)]
     cards += [("ZNAXIS1", array.shape[1]), ("ZNAXIS2", array.shape[0]), ("ZPCOUNT", 0), ("ZGCOUNT", 1)]
     cards += [("ZTILE1", array.shape[1]), ("ZTILE2", 1), ("ZCMPTYPE", "RICE_1")]
     cards += [("ZNAME1", "BLOCKSIZE"), ("ZVAL1", rice.BLOCK)]
-    cards += [("ZNAME2", "BYTEPIX"), ("ZVAL2", _WIDTHS[array.dtype.str[1:]])]
+    cards += [("ZNAME2", "BYTEPIX"), ("ZVAL2", _WIDTHS[kind])]
     if len(columns) > 1:
         cards += [("ZQUANTIZ", _DITHER), ("ZDITHER0", seed)]
-    place = image.index("EXTNAME")
-    return fits.Header([*cards, *image.cards[place:]])
+    return "".join(write_card(*card) for card in (*cards, ("EXTNAME", name)))
 
 
 # ---- from bytes
 
 
-def is_tiled(header: fits.Header) -> bool:
+def is_tiled(cards: Mapping[str, Any]) -> bool:
     """Whether this is the header of a compressed image."""
-    return bool(header.cards) and header.cards[0].value == "BINTABLE" and header.get("ZIMAGE") is True
+    return next(iter(cards.values()), None) == "BINTABLE" and cards.get("ZIMAGE") is True
 
 
-def read_tiling(header: fits.Header) -> Tiling:
+def read_tiling(cards: Mapping[str, Any]) -> Tiling:
     """What the header of a compressed plane says; raises `MalformedFile` unless it is as `compress_plane` makes it."""
     try:
-        dtype = DTYPES[int(header["ZBITPIX"])]
-        shape = (int(header["ZNAXIS2"]), int(header["ZNAXIS1"]))
+        dtype = DTYPES[int(cards["ZBITPIX"])]
+        shape = (int(cards["ZNAXIS2"]), int(cards["ZNAXIS1"]))
         kind = np.dtype(_SCALED if dtype.kind == "f" else _PLAIN)
-        size = kind.itemsize * shape[0] + int(header["PCOUNT"])
-        seed = int(header.get("ZDITHER0", 1))
+        size = kind.itemsize * shape[0] + int(cards["PCOUNT"])
+        seed = int(cards.get("ZDITHER0", 1))
         expected = {
             "ZCMPTYPE": "RICE_1", "ZNAXIS": 2, "ZTILE1": shape[1], "ZTILE2": 1,
             "NAXIS": 2, "NAXIS1": kind.itemsize, "NAXIS2": shape[0], "TFIELDS": len(kind.names) - 1,
@@ -190,9 +195,9 @@ def read_tiling(header: fits.Header) -> Tiling:
         }  # fmt: skip
         if dtype.kind == "f":
             expected["ZQUANTIZ"] = _DITHER
-        found = {key: header[key] for key in expected}
-        name = str(header["EXTNAME"])
-    except (KeyError, ValueError, TypeError, VerifyError) as error:
+        found = {key: cards[key] for key in expected}
+        name = str(cards["EXTNAME"])
+    except (KeyError, ValueError, TypeError) as error:
         raise MalformedFile(f"a header lacks what describes its compressed data: {error}") from None
     wrong = [f"{key} = {found[key]!r}" for key in expected if found[key] != expected[key]]
     if wrong or min(shape) <= 0 or size < 0 or not 1 <= seed <= 10_000:
@@ -239,7 +244,6 @@ def decompress_plane(tiling: Tiling, data: np.ndarray, datasum: int) -> np.ndarr
     return plane
 
 
-def restore_header(table: fits.Header, tiling: Tiling) -> fits.Header:
-    """Header of the plane's image HDU from that of the table it is compressed in."""
-    likeness = np.broadcast_to(np.zeros(1, tiling.dtype), tiling.shape)
-    return make_image_header(tiling.name, likeness, table)
+def restore_cards(text: str, tiling: Tiling) -> str:
+    """Text of the header of the plane's image HDU from that of the table it is compressed in."""
+    return write_image_cards(tiling.name, tiling.dtype, tiling.shape) + select_content(text)

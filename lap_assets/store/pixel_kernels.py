@@ -33,19 +33,42 @@ def sum_words(pixels, first):
         for i in range(pixels.size):
             bits = np.uint64(pixels[i])
             total += (bits & low) + (bits >> np.uint64(32))
-        return total
-    if pixels.itemsize == 2:
-        high, other, start = np.uint64(0), np.uint64(0), first % 2
-        if start and pixels.size:
-            other += np.uint64(pixels[0])
-        for i in range((pixels.size - start) // 2):
-            high += np.uint64(pixels[start + 2 * i])
-            other += np.uint64(pixels[start + 2 * i + 1])
-        if (pixels.size - start) % 2:
-            high += np.uint64(pixels[pixels.size - 1])
-        return (high << np.uint64(16)) + other
-    for i in range(pixels.size):
-        total += np.uint64(pixels[i]) << np.uint64(24 - 8 * ((first + i) % 4))
+    elif pixels.itemsize == 2:
+        for i in range(pixels.size):
+            total += np.uint64(pixels[i]) << np.uint64(16 - 16 * ((first + i) % 2))
+    else:
+        for i in range(pixels.size):
+            total += np.uint64(pixels[i]) << np.uint64(24 - 8 * ((first + i) % 4))
+    return total
+
+
+@njit(cache=True, nogil=True)
+def sum_bytes(words):
+    """The sum of pixels of one byte, four of them to a little-endian word."""
+    total = np.uint64(0)
+    for i in range(words.size):
+        total += np.uint64(_turn_quad(words[i]))
+    return total
+
+
+@njit(cache=True, nogil=True)
+def sum_pairs(words):
+    """The sum of pixels of two bytes, two of them to a little-endian word."""
+    total = np.uint64(0)
+    for i in range(words.size):
+        total += np.uint64(_swap_pair(words[i]))
+    return total
+
+
+@njit(cache=True, nogil=True)
+def turn_pairs(words):
+    """Reverse the bytes of pixels of two, two of them to a word, in place; the sum."""
+    total, odd = np.uint64(0), np.uint32(0x00FF00FF)
+    for i in range(words.size):
+        word = words[i]
+        word = np.uint32(((word & odd) << np.uint32(8)) | ((word >> np.uint32(8)) & odd))
+        words[i] = word
+        total += np.uint64(_swap_pair(word))
     return total
 
 
@@ -57,24 +80,6 @@ def turn_quads(pixels):
         pixels[i] = _turn_quad(pixels[i])
         total += np.uint64(pixels[i])
     return total
-
-
-@njit(cache=True, nogil=True)
-def turn_pairs(pixels, first):
-    """Reverse the bytes of pixels of two, in place; the sum as of `sum_words`."""
-    high, other, start = np.uint64(0), np.uint64(0), first % 2
-    if start and pixels.size:
-        pixels[0] = _turn_pair(pixels[0])
-        other += np.uint64(pixels[0])
-    for i in range((pixels.size - start) // 2):
-        one, two = _turn_pair(pixels[start + 2 * i]), _turn_pair(pixels[start + 2 * i + 1])
-        pixels[start + 2 * i], pixels[start + 2 * i + 1] = one, two
-        high += np.uint64(one)
-        other += np.uint64(two)
-    if (pixels.size - start) % 2:
-        pixels[pixels.size - 1] = _turn_pair(pixels[pixels.size - 1])
-        high += np.uint64(pixels[pixels.size - 1])
-    return (high << np.uint64(16)) + other
 
 
 @njit(cache=True, nogil=True)
@@ -91,6 +96,11 @@ def copy_turned(source, target):
 @njit(cache=True, nogil=True, inline="always")
 def _turn_pair(bits):
     return np.uint16((bits << np.uint16(8)) | (bits >> np.uint16(8)))
+
+
+@njit(cache=True, nogil=True, inline="always")
+def _swap_pair(word):
+    return np.uint32((word << np.uint32(16)) | (word >> np.uint32(16)))
 
 
 @njit(cache=True, nogil=True, inline="always")
@@ -253,8 +263,7 @@ def find_least(bits, least):
         found = np.int32(0x7FFFFFFF)
         for x in range(bits.shape[1]):
             value = bits[y, x]
-            if value > 0:
-                found = min(found, value)
+            found = min(found, value if value > 0 else np.int32(0x7FFFFFFF))
         least[y] = found
 
 

@@ -4,6 +4,7 @@ What the sums mean for a file is `fits_headers.py`'s; Rice coding is `rice.py`'s
 `quantisation.py`'s, and the compiled loops of all three are in `pixel_kernels.py`.
 """
 
+from collections.abc import Callable
 from types import ModuleType
 
 import numpy as np
@@ -20,12 +21,15 @@ def load_kernels() -> ModuleType:
     return pixel_kernels
 
 
-def measure_plane(array: np.ndarray) -> tuple[int, int]:
-    """What must be known of a plane before it is written, from one pass over it.
+def measure_plane(array: np.ndarray, first: int = 0) -> tuple[int, int]:
+    """What must be known of a plane before it is published, from one pass over it.
 
     Parameters
     ----------
     array : contiguous array in the machine's byte order
+        The plane, or a stretch of it.
+    first : int
+        Number of the stretch's first pixel in the plane.
 
     Returns
     -------
@@ -35,7 +39,7 @@ def measure_plane(array: np.ndarray) -> tuple[int, int]:
         Pixels that are NaN or infinite; 0 for integers.
     """
     if array.dtype.kind != "f":
-        return sum_pixels(array), 0
+        return sum_pixels(array, first), 0
     total, count = load_kernels().measure(_view_bits(array), _EXPONENTS[array.itemsize])
     return int(total), int(count)
 
@@ -50,7 +54,12 @@ def sum_pixels(array: np.ndarray, first: int = 0) -> int:
     first : int
         Number of the stretch's first pixel in the plane.
     """
-    return int(load_kernels().sum_words(_view_bits(array), first))
+    bits, kernels = _view_bits(array), load_kernels()
+    words, rest = _split_words(bits, first)
+    if words.size == 0:
+        return int(kernels.sum_words(rest, first))
+    total = int((kernels.sum_bytes if bits.itemsize == 1 else kernels.sum_pairs)(words))
+    return total + (int(kernels.sum_words(rest, first + bits.size - rest.size)) if rest.size else 0)
 
 
 def turn_and_sum(pixels: np.ndarray, first: int = 0) -> int:
@@ -66,10 +75,30 @@ def turn_and_sum(pixels: np.ndarray, first: int = 0) -> int:
     bits = _view_bits(pixels)
     if bits.itemsize == 4:
         return int(load_kernels().turn_quads(bits))
-    if bits.itemsize == 2:
-        return int(load_kernels().turn_pairs(bits, first))
+    words, rest = _split_words(bits, first)
+    if bits.itemsize == 2 and words.size:
+        total = int(load_kernels().turn_pairs(words))
+        rest.byteswap(inplace=True)
+        return total + (sum_pixels(rest, first + bits.size - rest.size) if rest.size else 0)
     bits.byteswap(inplace=True)
     return sum_pixels(bits, first)
+
+
+def choose_turn(pixels: np.ndarray, first: int = 0) -> Callable[[int, int], int]:
+    """`turn_and_sum` for many stretches of `pixels`, told by their ends; what is common to them is done once.
+
+    Parameters
+    ----------
+    pixels, first
+        As of `turn_and_sum`. A stretch begins at a multiple of four, and ends at one or beyond the last pixel.
+    """
+    bits, kernels = _view_bits(pixels), load_kernels()
+    words, rest = _split_words(bits, first)
+    if bits.itemsize == 4:
+        return lambda begin, end: int(kernels.turn_quads(bits[begin:end]))
+    if bits.itemsize == 2 and words.size and not rest.size:
+        return lambda begin, end: int(kernels.turn_pairs(words[begin // 2 : end // 2]))
+    return lambda begin, end: turn_and_sum(pixels[begin:end], first + begin)
 
 
 def copy_turned(source: np.ndarray, target: np.ndarray) -> None:
@@ -78,6 +107,17 @@ def copy_turned(source: np.ndarray, target: np.ndarray) -> None:
         load_kernels().copy_turned(_view_bits(source), _view_bits(target))
     else:
         np.copyto(target, source.view(source.dtype.newbyteorder()))
+
+
+def _split_words(bits: np.ndarray, first: int) -> tuple[np.ndarray, np.ndarray]:
+    """Pixels of one or two bytes as the words of the sum, which vectors are made of, and those that fill none.
+
+    No words: the pixels are longer, or begin within a word of the sum or of the memory.
+    """
+    per_word = 4 // bits.itemsize if bits.itemsize < 4 else 0
+    n = bits.size // per_word * per_word if per_word and first % per_word == 0 else 0
+    words = bits[:n].view(np.uint32)
+    return (words, bits[n:]) if words.flags.aligned else (words[:0], bits)
 
 
 def _view_bits(array: np.ndarray) -> np.ndarray:

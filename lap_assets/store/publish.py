@@ -25,7 +25,7 @@ from lap_assets.store.files import (
     combine_members,
     compress_members,
     open_member,
-    write_member,
+    write_members,
 )
 from lap_assets.store.fits_format import MalformedFile
 from lap_assets.store.layout import DIGITS, MANIFEST, Layout, temporary_beside
@@ -85,7 +85,7 @@ def _write_members(
         product, cards = get_product(data_id.product), make_cards(data_id)
         ready = check_members(product, members, complete)
         values = compress_members(ready.items()) if product.compressed else ready.items()
-        return {name: write_member(scratch / name, value, cards) for name, value in values}
+        return write_members(scratch, values, cards)
     except PermanentFailure as error:
         raise PermanentFailure(f"{data_id}: {error}") from None
 

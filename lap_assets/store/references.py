@@ -18,7 +18,7 @@ from lap_assets.store.files import (
     check_size,
     compress_members,
     open_member,
-    write_member,
+    write_members,
 )
 from lap_assets.store.fits_format import ImageHdu, MalformedFile, decode_planes
 from lap_assets.store.layout import Layout
@@ -47,10 +47,9 @@ def take_members(layout: Layout, data_id: DataId, source: Pin, folder: Path) -> 
         if name not in images:
             _link_member(source, layout.member(source.data_id, manifest.directory, name), folder / name)
             records[name] = record
-    cards = make_cards(data_id)
     # one image at a time is in memory
-    for name, value in compress_members((name, _read_image(layout, manifest, data_id, name)) for name in images):
-        records[name] = write_member(folder / name, value, cards)
+    values = compress_members((name, _read_image(layout, manifest, data_id, name)) for name in images)
+    records |= write_members(folder, values, make_cards(data_id))
     return {name: records[name] for name in manifest.members}
 
 

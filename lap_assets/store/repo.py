@@ -144,20 +144,21 @@ class Repo:
         self, unit: DataId | Pin, member: str = "image.fits", planes: Sequence[str] | None = None, full: bool = False
     ) -> MaskedImage:
         """An image; `planes` reads only these (the others are None), `full` also verifies the file's hashes."""
-        return fits_format.image_of_planes(self.read_planes(unit, member, planes, full))
+        return self._decode(unit, member, planes, full, fits_format.decode_image)
 
     def read_planes(
         self, unit: DataId | Pin, member: str, planes: Sequence[str] | None = None, full: bool = False
     ) -> dict[str, Plane]:
         """Planes of a FITS member as (array, header), by HDU name."""
+        return self._decode(unit, member, planes, full, fits_format.decode_planes)
+
+    def _decode(
+        self, unit: DataId | Pin, member: str, planes: Sequence[str] | None, full: bool, decode: Callable[..., T]
+    ) -> T:
         names = None if planes is None else tuple(planes)
         data_id = unit.data_id if isinstance(unit, Pin) else unit
         needed = {one.name: one.planes for one in get_product(data_id.product).members}.get(member, ())
-
-        def decode(stream: BinaryIO) -> dict[str, Plane]:
-            return fits_format.decode_planes(stream, names, needed)
-
-        return self._read(unit, member, decode, full)
+        return self._read(unit, member, lambda stream: decode(stream, names, needed), full)
 
     def open_rows(self, unit: DataId | Pin, member: str, planes: Sequence[str]) -> RowReader:
         """Stretches of rows of planes of a FITS member: `with repo.open_rows(…) as rows: rows.read(0, 64)`."""

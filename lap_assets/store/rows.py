@@ -14,8 +14,8 @@ from astropy.io import fits
 
 from lap_assets.errors import IntegrityError
 from lap_assets.store.fits_format import PIECE, MalformedFile, find_planes
-from lap_assets.store.fits_headers import fold_sum, strip_header
-from lap_assets.store.plane_passes import sum_pixels, turn_and_sum
+from lap_assets.store.fits_headers import fold_sum
+from lap_assets.store.plane_passes import choose_turn, sum_pixels
 
 
 class RowReader:
@@ -59,7 +59,7 @@ class RowReader:
         for one in self._planes:
             if one.tiling is not None or len(one.shape) != 2 or one.shape != self.shape:
                 raise MalformedFile(f"HDU {one.name} is compressed or has the shape {one.shape}: no rows to read")
-        self.header: fits.Header = strip_header(self._planes[0].header)
+        self.header: fits.Header = self._planes[0].make_header()
         self._file = os.dup(stream.fileno())
         self._seen = np.zeros((len(names), self.shape[0]), bool)
         self._totals = [0] * len(names)
@@ -93,17 +93,19 @@ class RowReader:
 
     def _read_plane(self, k: int, rows: np.ndarray, first: int) -> None:
         """Fill the rows piece by piece: while one is in the processor's cache it is turned round and summed."""
-        plane, nx = self._planes[k], self.shape[1]
-        step = max(PIECE // (nx * plane.dtype.itemsize), 1)
-        for start in range(0, len(rows), step):
-            piece, row = rows[start : start + step], first + start
-            view, place = memoryview(piece).cast("B"), plane.offset + row * nx * plane.dtype.itemsize
+        plane, number, pixels = self._planes[k], first * self.shape[1], rows.reshape(-1)
+        size, step, total = rows.itemsize, PIECE // rows.itemsize, 0
+        whole, turn = memoryview(pixels).cast("B"), choose_turn(pixels, number)
+        place = plane.offset + number * size
+        for begin in range(0, pixels.size, step):
+            view, here = whole[begin * size : (begin + step) * size], place + begin * size
             while view:
-                count = os.preadv(self._file, [view], place)
+                count = os.preadv(self._file, [view], here)
                 if not count:
                     raise self._explain(f"the file ends within HDU {plane.name}")
-                view, place = view[count:], place + count
-            self._add_new(k, piece, row, turn_and_sum(piece, row * nx))
+                view, here = view[count:], here + count
+            total += turn(begin, begin + step)
+        self._add_new(k, rows, first, total)
 
     def _add_new(self, k: int, rows: np.ndarray, first: int, total: int) -> None:
         """Add what was not read before to the plane's sum; `total` is that of all the rows."""

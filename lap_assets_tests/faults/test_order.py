@@ -24,7 +24,7 @@ def find_unsynced(calls: list[Call]) -> list[tuple[str, str]]:
 
     for call in (call for call in calls if call.result >= 0):
         path = call.paths[0] if call.paths else call.opened
-        if call.name == "write":
+        if call.name in ("write", "pwrite64"):
             dirty.add(("data", path))
         elif call.name == "openat" and "O_CREAT" in call.arguments:
             dirty |= {("data", call.opened), ("entry", call.opened)}

@@ -22,7 +22,7 @@ from lap_assets.store.fits_format import (
     planes_of_image,
     prepare_plane,
 )
-from lap_assets.store.fits_headers import encode_header
+from lap_assets.store.fits_headers import encode_header, parse_cards, read_structure
 from lap_assets_tests.store.samples import make_image
 
 CARDS = {"LAPPROD": "warps"}
@@ -165,6 +165,44 @@ def test_header_values_that_are_no_ascii_are_refused():
     header.cards["OBJECT"]._value = "Größe"
     with pytest.raises(PermanentFailure, match="header card"):
         encode({"SCI": (np.ones((2, 2)), header)})
+
+
+def test_cards_are_read_and_written_as_astropy_does():
+    """Text with a quote or too long for a card, HIERARCH, comments, numbers: content cards come back as they were."""
+    header = make_image().header
+    header["OBJECT"], header["LONG"], header["HIERARCH lap key"] = ("it's", "a comment / with a slash"), "x" * 150, 3
+    header["EXPTIME"], header["GOOD"], header["NONE"] = (12.25, "s"), True, None
+    data = encode({"SCI": (np.ones((2, 3), np.float32), header)})
+    with fits.open(io.BytesIO(data), checksum=True) as hdus:
+        hdus.verify("exception")
+        theirs = dict(hdus["SCI"].header)
+    ours = decode_planes(io.BytesIO(data))["SCI"][1]
+    assert {key: ours[key] for key in header} == dict(header) == {key: theirs[key] for key in header}
+    assert ours.comments["OBJECT"] == "a comment / with a slash"
+
+
+def test_values_that_describe_data_are_read_from_any_spelling():
+    text = "".join(
+        card.ljust(80)
+        for card in (
+            "XTENSION= 'IMAGE'              / one's own",
+            "BITPIX  = -32/bits",
+            "NAXIS   =                    2",
+            "NAXIS1  =                 +7 ",
+            "NAXIS2  =                   3.0",
+            "EXTNAME = 'IT''S  '",
+            "EXTNAME = 'SECOND'",
+            "ZIMAGE  =                    F",
+            "CRVAL1  = nonsense that is no concern of the store",
+        )
+    )
+    cards = parse_cards(text)
+    assert cards == {
+        "XTENSION": "IMAGE", "BITPIX": -32, "NAXIS": 2, "NAXIS1": 7, "NAXIS2": 3.0, "EXTNAME": "IT'S", "ZIMAGE": False,
+    }  # fmt: skip
+    assert read_structure(cards, primary=False) == ("IT'S", np.dtype("f4"), (3, 7))
+    with pytest.raises(MalformedFile, match="'seven' is no value"):
+        parse_cards("NAXIS1  = seven".ljust(80))
 
 
 def test_every_cut_is_noticed():
