@@ -16,6 +16,8 @@ from lap_assets.science.diff_sources import SourceFlag
 from lap_assets.store.repo import Repo
 from lap_assets_tests.pipeline.difference_world import SCALE, SIZE, SKY, World
 
+pytestmark = pytest.mark.slow
+
 CHANGE = (200.4, 210.7, 3000.0)
 MEMBERS = ("e1", "e3", "e4", "e6")
 PLAIN = {"diffs": {"template": "warps"}}

@@ -87,7 +87,7 @@ SEEING = [[2.1, 2.4, 2.6, 2.2, 3.0, 2.8], [2.0, 3.25, 3.25], [2.0, 2.0, 3.25], [
 
 
 @pytest.mark.parametrize("matched", [True, False], ids=["PSFs known", "PSFs unknown"])
-@pytest.mark.parametrize("fwhms", SEEING)
+@pytest.mark.parametrize("fwhms", [pytest.param(SEEING[0], marks=pytest.mark.slow), *SEEING[1:]])
 def test_star_cores_and_wings_are_never_clipped(fwhms, matched):
     """LAP-29: seeing 0.8–1.3″ at 0.4″/px, stars up to S/N 1000: no pixel within 3 FWHM of a star is rejected."""
     images, near = make_inputs(fwhms), find_near_stars(3 * 3.25)
