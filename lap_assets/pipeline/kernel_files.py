@@ -11,7 +11,9 @@ way, goes on as it did. Which folder the files are in is `kernel_folder.py`'s.
 """
 
 import hashlib
+from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -29,9 +31,20 @@ class KernelLocator:
 
     @classmethod
     def from_function(cls, function: Any, path: str) -> Any:
-        """The first of numba's own locators that serves a function."""
-        found = (locator.from_function(function, path) for locator in caching.CacheImpl._locator_classes)
-        return next((locator for locator in found if locator is not None), None)
+        """The first of numba's own locators that serves a function.
+
+        Where its folder is looked at again, before each kernel is kept, that this cannot be written is no error.
+        """
+        made = (locator.from_function(function, path) for locator in caching.CacheImpl._locator_classes)
+        found = next((locator for locator in made if locator is not None), None)
+        if found is not None:
+            found.ensure_cache_path = partial(_look_at, found.ensure_cache_path)
+        return found
+
+
+def _look_at(ensure: Callable[[], None]) -> None:
+    with suppress(OSError):
+        ensure()
 
 
 class SignatureFiles:

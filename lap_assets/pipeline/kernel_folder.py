@@ -10,7 +10,9 @@ import logging
 import os
 import re
 import shutil
+import sys
 import time
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryFile, mkdtemp
@@ -24,7 +26,7 @@ _NAME = re.compile(r"numba-[0-9a-f]{16}")
 _compiled = {"kernels": 0}  # by this process
 
 
-def prepare_kernel_folder() -> Path:
+def prepare_kernel_folder() -> None:
     """Have numba keep compiled kernels in the folder NUMBA_CACHE_DIR names, else in that of this version.
 
     Where that cannot be written it is a temporary one, with a warning, for this process and those it starts; they find
@@ -40,14 +42,20 @@ def prepare_kernel_folder() -> Path:
         if not given:
             remove_old_folders(folder)
     except (OSError, RuntimeError) as error:  # RuntimeError: there is no home
-        folder = Path(mkdtemp(prefix="lap-numba-"))
+        try:
+            folder = Path(mkdtemp(prefix="lap-numba-"))
+        except OSError:  # neither can that: most commands need no kernel, and numba looks for a place itself
+            log.warning("compiled kernels cannot be kept (%s)", error)
+            return
         atexit.register(shutil.rmtree, folder, ignore_errors=True)
         log.warning(
             "compiled kernels cannot be kept (%s): they are compiled anew each time; set %s to a folder to write to",
             error, FOLDER_VARIABLE,
         )  # fmt: skip
     os.environ[FOLDER_VARIABLE] = str(folder)
-    return folder
+    if "numba.core.config" in sys.modules:  # as in a notebook: it has read the environment already
+        with suppress(RuntimeError):  # its threads run already, more than we allow
+            sys.modules["numba.core.config"].reload_config()
 
 
 def find_kernel_folder() -> Path:

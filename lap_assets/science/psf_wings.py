@@ -60,7 +60,7 @@ def _lay_rings(r: np.ndarray, innermost: float, outermost: float) -> tuple[np.nd
         edges.append(edges[-1] * _GROWTH + _LEAST_PX)
     # the corners belong to the last ring
     number = np.minimum(np.searchsorted(edges, r, side="right") - 1, len(edges) - 2)
-    rings = np.array([number == k for k in range(len(edges) - 1)])
+    rings = np.array([number == k for k in range(len(edges) - 1) if (number == k).any()])
     weight = rings * law
     middle = (weight @ r) / weight.sum(axis=1)
     between = np.array([np.interp(np.log(r), np.log(middle), one) for one in np.eye(len(rings))])

@@ -49,9 +49,12 @@ def select_wcs_cards(header: fits.Header) -> fits.Header:
 
 
 def split_cards(text: str) -> Iterator[tuple[str, str]]:
-    """Keyword and card of each 80 characters of a header."""
+    """Keyword and card of each 80 characters of a header; what continues a long text has the keyword of its card."""
+    keyword = ""
     for i in range(0, len(text), _CARD):
-        yield text[i : i + 8].rstrip(), text[i : i + _CARD]
+        own = text[i : i + 8].rstrip()
+        keyword = keyword if own == "CONTINUE" else own
+        yield keyword, text[i : i + _CARD]
 
 
 def select_content(text: str) -> str:

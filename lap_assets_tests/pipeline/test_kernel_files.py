@@ -116,3 +116,22 @@ def test_numba_is_left_alone_where_it_keeps_its_files_in_another_way():
     assert not replace_index(module) and module.IndexDataCacheFile is changed
     assert not replace_index(SimpleNamespace())
     assert caching.IndexDataCacheFile is SignatureFiles
+
+
+def test_a_folder_that_cannot_be_written_any_more_hinders_no_kernel(tmp_path):
+    """Numba looks at it again before each file it keeps."""
+    (tmp_path / "kernels.py").write_text(MODULE)
+    program = """
+import shutil, sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+import kernels
+folder = Path(sys.argv[1]) / "cache"
+shutil.rmtree(folder)
+folder.touch()
+print(kernels.double(2))
+"""
+    environment = os.environ | {FOLDER_VARIABLE: str(tmp_path / "cache")}
+    command = [sys.executable, "-c", program, str(tmp_path)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert (done.stdout, done.returncode) == ("4\n", 0), done.stderr

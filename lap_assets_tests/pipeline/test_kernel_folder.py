@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from lap_assets.pipeline.compute import RENEW_AFTER
-from lap_assets.pipeline.kernel_folder import FOLDER_VARIABLE, find_kernel_folder
+from lap_assets.pipeline.kernel_folder import FOLDER_VARIABLE, LOCATOR_VARIABLE, find_kernel_folder
 
 DAY_S = 86400.0
 PREPARE = "from lap_assets.pipeline.compute import configure_process; configure_process()"
@@ -114,3 +114,31 @@ def test_workers_that_had_to_compile_much_are_replaced_when_their_product_is_mad
     assert first[:2] == second[:2] == third[:2] == ["done", "0"]
     assert int(first[3]) >= RENEW_AFTER and (second[3], third[3]) == ("0", "0")
     assert first[2] != second[2] == third[2]
+
+
+def test_where_nothing_can_be_written_at_all_the_process_begins_nevertheless():
+    """Most commands need no kernel."""
+    program = f"""
+from lap_assets.pipeline import kernel_folder
+def refuse(**_):
+    raise FileNotFoundError("no usable temporary directory")
+kernel_folder.mkdtemp = refuse
+{PREPARE}
+"""
+    done = run(program, HOME="/proc", XDG_CACHE_HOME="/proc/x")
+    assert "kernels cannot be kept" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_numba_that_was_imported_before_uses_the_folder_too(tmp_path):
+    """As in a notebook; else kernels lie beside the source, where an edit of what they call is not seen."""
+    program = f"""
+import os
+os.environ.pop("{LOCATOR_VARIABLE}", None)
+import numba
+{PREPARE}
+from lap_assets.store import pixel_kernels
+cache = pixel_kernels.sum_bytes._cache
+print(cache.cache_path, type(cache._cache_file).__name__)
+"""
+    path, kind = run(program, XDG_CACHE_HOME=str(tmp_path)).stdout.split()
+    assert Path(path).is_relative_to(tmp_path) and kind == "SignatureFiles"

@@ -5,7 +5,7 @@ import pytest
 
 from lap_assets.science.moffat import MoffatPsf
 from lap_assets.science.psf_grid import PsfGrid
-from lap_assets.science.psf_wings import smooth_wings
+from lap_assets.science.psf_wings import _lay_rings, smooth_wings
 from lap_assets_tests.science.difference_fields import draw_moffat
 
 HALF, FWHM = 14, 3.0
@@ -57,3 +57,12 @@ def test_what_is_not_known_stays_unknown_and_profiles_stay_as_they_are():
     assert smooth_wings(profile) is profile
     small = PsfGrid(grid.x, grid.y, grid.stamps[:, :, HALF - 5 : HALF + 6, HALF - 5 : HALF + 6])
     assert smooth_wings(small) is small
+
+
+def test_a_ring_that_no_pixel_falls_into_is_left_out():
+    """Of a round PSF of 0.89 px, between the diagonal neighbours and the second ones along the axes."""
+    r = np.maximum(measure_radius().ravel(), 1.0)
+    levels, profiles = _lay_rings(r, 1.6 * 0.89, HALF)
+    assert np.isfinite(levels).all() and np.isfinite(profiles).all()
+    law = r**-5.0
+    assert levels @ law @ profiles == pytest.approx(law)

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from lap_assets.errors import PermanentFailure
+from lap_assets.model.image import MaskedImage
 from lap_assets.store.fits_format import (
     MalformedFile,
     decode_first_header,
@@ -239,3 +240,13 @@ def test_files_of_others_are_refused_where_they_differ():
         with pytest.raises(MalformedFile):
             stream.seek(0)
             decode_planes(stream)
+
+
+def test_a_long_text_of_the_coordinate_system_is_whole_in_all_planes():
+    """It takes two cards, the second of which is called CONTINUE."""
+    long = "a name of a hundred characters " * 3
+    header = fits.Header({"CTYPE1": "RA---TAN", "WCSNAME": long.strip(), "BUNIT": "e"})
+    pixels = np.ones((4, 4), np.float32)
+    image = MaskedImage(pixels, np.zeros((4, 4), np.int16), pixels, header=header)
+    back = decode_planes(io.BytesIO(encode(planes_of_image(image))))
+    assert [one["WCSNAME"] for _, one in back.values()] == [long.strip()] * 3
