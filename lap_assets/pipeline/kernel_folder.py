@@ -31,10 +31,14 @@ def prepare_kernel_folder() -> None:
 
     Where that cannot be written it is a temporary one, with a warning, for this process and those it starts; they find
     it in their environment. Folders of other versions that were not used for `KEEP_DAYS` are removed.
+    What is named counts as nothing where it is a folder of our own: of a process that started this one, and before the
+    code was edited, perhaps.
     """
     os.environ.setdefault(LOCATOR_VARIABLE, LOCATOR)
     given = os.environ.get(FOLDER_VARIABLE)
     try:
+        if given and _NAME.fullmatch(Path(given).name) and Path(given).parent == find_kernel_folder().parent:
+            given = None
         folder = Path(given) if given else find_kernel_folder()
         folder.mkdir(parents=True, exist_ok=True)
         TemporaryFile(dir=folder).close()

@@ -142,3 +142,15 @@ print(cache.cache_path, type(cache._cache_file).__name__)
 """
     path, kind = run(program, XDG_CACHE_HOME=str(tmp_path)).stdout.split()
     assert Path(path).is_relative_to(tmp_path) and kind == "SignatureFiles"
+
+
+def test_the_folder_of_another_version_that_started_this_process_is_left_to_it(tmp_path):
+    """As a server that is older than the code its runs are made with; any other folder that is named is used."""
+    program = f"import os\n{PREPARE}\nprint(os.environ['{FOLDER_VARIABLE}'])"
+    base = tmp_path / "lap_assets"
+    older, mine = str(base / "numba-0123456789abcdef"), str(tmp_path / "numba-0123456789abcdef")
+    inherited, named, plain = (
+        run(program, XDG_CACHE_HOME=str(tmp_path), **given).stdout.strip()
+        for given in ({FOLDER_VARIABLE: older}, {FOLDER_VARIABLE: mine}, {})
+    )
+    assert inherited == plain != older and named == mine
