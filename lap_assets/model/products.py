@@ -211,7 +211,7 @@ PRODUCTS: dict[str, Product] = {
                 _PREVIEW,
             ),
             ("warps", "stacks"),
-            code=2,
+            code=3,
         ),
         Product(
             "streak_masks",

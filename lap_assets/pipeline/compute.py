@@ -1,8 +1,9 @@
-"""How work is spread: one `concurrent.futures.Executor` for the life of the process, and the process set-up it needs.
+"""How work is spread: one `concurrent.futures.Executor` at a time for all stages, and the process set-up it needs.
 
 `serial` runs in this process; `processes` keeps one pool of workers, forked from a server that has the heavy modules
-loaded already; `dask` has its own module, `cluster.py`. Results never depend on which one is used. BLAS runs one thread
-everywhere, serial included, so that sums have one order. What a unit of a stage takes, and how many fit, is told here.
+loaded already, and replaces those that compiled much; `dask` has its own module, `cluster.py`. Results never depend on
+which one is used. BLAS runs one thread everywhere, serial included, so that sums have one order. What a unit of a stage
+takes, and how many fit, is told here.
 """
 
 import ctypes

@@ -281,4 +281,4 @@ def test_pixels_without_a_template_are_masked(world):
     assert np.isfinite(template.image.sci).all() and np.isfinite(template.image.var).all()
     empty = template.image.var == 0
     assert ((template.image.mask[empty] & int(Mask.NO_DATA)) != 0).all()
-    assert get_product("diffs").code == 2
+    assert get_product("diffs").code == 3
