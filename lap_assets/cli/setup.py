@@ -208,7 +208,7 @@ def warm() -> None:
     with TemporaryDirectory() as folder, progress_bar("compile kernels") as tell:
         done = iter(range(1, 10_000))
         run_demo(Path(folder), size="tiny", begin=lambda product, partitions: tell(next(done), len(PRODUCTS) + 1))
-    print(f"kernels compiled in {os.environ['NUMBA_CACHE_DIR']}")
+    print(f"kernels compiled in {os.environ.get('NUMBA_CACHE_DIR', 'the folder numba chose')}")
 
 
 def rebuild_ledger(context: typer.Context) -> None:

@@ -32,7 +32,7 @@ def prepare_kernel_folder() -> None:
     Where that cannot be written it is a temporary one, with a warning, for this process and those it starts; they find
     it in their environment. Folders of other versions that were not used for `KEEP_DAYS` are removed.
     What is named counts as nothing where it is a folder of our own: of a process that started this one, and before the
-    code was edited, perhaps.
+    code was edited, perhaps. A Python without lap_assets that inherits the environment cannot keep its own kernels.
     """
     os.environ.setdefault(LOCATOR_VARIABLE, LOCATOR)
     given = os.environ.get(FOLDER_VARIABLE)
@@ -44,7 +44,8 @@ def prepare_kernel_folder() -> None:
         TemporaryFile(dir=folder).close()
         os.utime(folder)  # by this it is known when it was used
         if not given:
-            remove_old_folders(folder)
+            with suppress(OSError):  # a place that cannot be listed does no harm
+                remove_old_folders(folder)
     except (OSError, RuntimeError) as error:  # RuntimeError: there is no home
         try:
             folder = Path(mkdtemp(prefix="lap-numba-"))
