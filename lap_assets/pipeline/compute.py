@@ -31,7 +31,7 @@ PRELOAD = ["lap_assets.pipeline.preload"]
 # for glibc's mallopt: one arena for all threads, no mapping of its own for a large array, nothing given back below
 # 2 GiB. Else the system clears the pages of every array anew: for a warp of eight chips in 0.4 to 1.2 s, not in 0.25 s
 KEEP_FREED = ((-8, 1), (-4, 0), (-1, 2**31 - 1))
-RENEW_AFTER = 20  # kernels a worker compiled: 50 to 80 MiB; a new worker has to load those of its products again, ~1 s
+RENEW_AFTER = 20  # kernels a worker compiled (60 MB for 11 to 16); a new worker has to load those it needs; not tuned
 
 
 class SerialExecutor(Executor):
